@@ -1,0 +1,179 @@
+"""Model bundles: a folder with ``model.json``, ONNX graphs and a self-check.
+
+A bundle is loaded whole or not at all: every file is checked by its sha256 first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from briges_ros.errors import BrigesError
+
+FORMAT = 1
+GRAPHS = ('depth_encoder', 'segmentation_encoder', 'gate_decoder')
+OUTPUTS = ('relative_inverse_depth',)
+
+
+class BundleError(BrigesError):
+    """A bundle that is missing, not whole, or not one we can run."""
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """A checked bundle.
+
+    Attributes:
+        folder: where it lies.
+        name, description, licence: for people.
+        gate: 'none', or which Bridging Gate the bundle holds.
+        output: what the network's output means; 'relative_inverse_depth': 1/z up to scale and
+            shift, larger is nearer.
+        patch: pixels along a patch's side; network sizes are its multiples.
+        token_budget: most patches at the default size.
+        mean, std: normalisation of RGB in [0, 1].
+        graphs: path of each ONNX graph, by name. A bundle with ``gate: none`` has no
+            ``segmentation_encoder``.
+        selfcheck: path of the reference input and output.
+        sources: what it was made of, with licences and sha256.
+        sha256: of ``model.json``, which holds the sha256 of everything else.
+    """
+
+    folder: Path
+    name: str
+    description: str
+    licence: str
+    gate: str
+    output: str
+    patch: int
+    token_budget: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    graphs: dict[str, Path]
+    selfcheck: Path
+    sources: list[dict[str, str]] = field(default_factory=list)
+    sha256: str = ''
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> ModelBundle:
+        """Find a bundle by name or path, and check it.
+
+        Raises:
+            BundleError: with what is wrong and how to mend it.
+        """
+        folder = find_bundle(name_or_path)
+        path = folder / 'model.json'
+        mend = f'make the bundle anew, e.g.: briges export {folder.name}'
+        try:
+            text = path.read_bytes()
+            values: dict[str, Any] = json.loads(text)
+            if values['format'] != FORMAT:
+                raise BundleError(
+                    f'{path} has format {values["format"]}, this version reads {FORMAT}; {mend}'
+                )
+            files = {**values['graphs'], 'selfcheck': values['selfcheck']}
+            paths = {key: _checked_file(folder, entry, mend) for key, entry in files.items()}
+            inputs = values['input']
+            bundle = cls(
+                folder=folder,
+                name=str(values['name']),
+                description=str(values['description']),
+                licence=str(values['licence']),
+                gate=str(values['gate']),
+                output=str(values['output']),
+                patch=int(inputs['patch']),
+                token_budget=int(inputs['token_budget']),
+                mean=_three(inputs['mean']),
+                std=_three(inputs['std']),
+                graphs={key: value for key, value in paths.items() if key != 'selfcheck'},
+                selfcheck=paths['selfcheck'],
+                sources=list(values['sources']),
+                sha256=hashlib.sha256(text).hexdigest(),
+            )
+        except (OSError, ValueError) as error:
+            raise BundleError(f'{path} cannot be read ({error}); {mend}') from error
+        except (KeyError, TypeError) as error:
+            raise BundleError(f'{path} lacks or garbles {error}; {mend}') from error
+        if bundle.output not in OUTPUTS:
+            raise BundleError(f'{path}: unknown output {bundle.output!r}, known: {OUTPUTS}')
+        needed = set(GRAPHS) - ({'segmentation_encoder'} if bundle.gate == 'none' else set())
+        if set(bundle.graphs) != needed:
+            raise BundleError(
+                f'{path}: graphs {sorted(bundle.graphs)}, expected {sorted(needed)}; {mend}'
+            )
+        return bundle
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    first, second, third = (float(value) for value in values)
+    return first, second, third
+
+
+def _checked_file(folder: Path, entry: dict[str, str], mend: str) -> Path:
+    path = folder / Path(entry['file']).name  # a bundle never reaches outside its folder
+    if not path.is_file():
+        raise BundleError(f'{path} is missing; {mend}')
+    if file_sha256(path) != entry['sha256']:
+        raise BundleError(f'{path} is corrupt (its sha256 is not the one in model.json); {mend}')
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def user_models() -> Path:
+    """The user's own folder of bundles."""
+    data = os.environ.get('XDG_DATA_HOME') or Path.home() / '.local' / 'share'
+    return Path(data) / 'briges_ros' / 'models'
+
+
+def checkout_models() -> Path | None:
+    """``models/`` of the source checkout that this module runs from, if it does."""
+    root = Path(__file__).resolve().parents[2]
+    return root / 'models' if (root / 'package.xml').is_file() else None
+
+
+def model_folders() -> list[Path]:
+    """Where bundles are looked for by name, first hit wins."""
+    folders = [Path(p) for p in os.environ.get('BRIGES_MODELS', '').split(os.pathsep) if p]
+    checkout = checkout_models()
+    if checkout is not None:
+        folders.append(checkout)
+    folders.append(user_models())
+    for prefix in [*os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep), sys.prefix]:
+        if prefix:
+            folders.append(Path(prefix) / 'share' / 'briges_ros' / 'models')
+    return folders
+
+
+def find_bundle(name_or_path: str | Path) -> Path:
+    """The folder of a bundle, by path or by name.
+
+    Raises:
+        BundleError: there is none.
+    """
+    text = str(name_or_path)
+    path = Path(text).expanduser()
+    if (path / 'model.json').is_file():
+        return path
+    if os.sep in text:
+        raise BundleError(f'{path} holds no model.json; give the folder of a model bundle')
+    folders = model_folders()
+    for folder in folders:
+        if text and (folder / text / 'model.json').is_file():
+            return folder / text
+    raise BundleError(
+        f'no model bundle named {text!r} in {", ".join(map(str, folders))}; '
+        'run: briges export compact'
+    )

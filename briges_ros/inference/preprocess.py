@@ -1,0 +1,87 @@
+"""From a camera image to the network's input."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def input_size(
+    width: int, height: int, token_budget: int, patch: int = 14
+) -> tuple[int, int]:
+    """The network size for a camera: its aspect ratio, at most ``token_budget`` patches.
+
+    Args:
+        width, height: camera image, pixels.
+        token_budget: most patches (tokens) that the encoder may see.
+        patch: pixels along a patch's side.
+
+    Returns:
+        (width, height) in pixels, multiples of ``patch``. Of the sizes around the ideal one, the
+        one whose aspect ratio and number of tokens come nearest.
+
+    Raises:
+        ValueError: a size or the budget is not positive.
+    """
+    if width < 1 or height < 1 or token_budget < 1:
+        raise ValueError(f'cannot fit {width}x{height} into {token_budget} tokens')
+    aspect = width / height
+    rows, cols = math.sqrt(token_budget / aspect), math.sqrt(token_budget * aspect)
+    candidates = [
+        (max(1, r), max(1, c))
+        for r in (math.floor(rows), math.ceil(rows))
+        for c in (math.floor(cols), math.ceil(cols))
+    ]
+    fitting = [(r, c) for r, c in candidates if r * c <= token_budget]
+    if not fitting:  # an extreme panorama: one row of patches
+        fitting = [(1, token_budget)] if aspect > 1 else [(token_budget, 1)]
+    best = min(
+        fitting,
+        key=lambda rc: abs(math.log(rc[1] / rc[0] / aspect)) + 1.0 - rc[0] * rc[1] / token_budget,
+    )
+    return best[1] * patch, best[0] * patch
+
+
+def normalise(
+    image: NDArray[np.uint8],
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> NDArray[np.float32]:
+    """(h, w, 3) uint8 RGB -> (1, 3, h, w) float32, zero mean and unit variance by channel."""
+    gain = np.array([1.0 / (255.0 * s) for s in std], np.float32)
+    offset = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
+    out = np.empty((1, 3, *image.shape[:2]), np.float32)
+    for channel in range(3):
+        np.multiply(image[:, :, channel], gain[channel], out=out[0, channel])
+        out[0, channel] += offset[channel]
+    return out
+
+
+def network_input(
+    image: NDArray[np.uint8],
+    width: int,
+    height: int,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> NDArray[np.float32]:
+    """Resize (area when shrinking, cubic when growing) and normalise.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        width, height: network size, pixels.
+
+    Returns:
+        (1, 3, height, width) float32.
+    """
+    if image.shape[1] != width or image.shape[0] != height:
+        shrinks = image.shape[1] > width
+        image = cv2.resize(
+            image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+        )
+    return normalise(image, mean, std)

@@ -1,0 +1,76 @@
+"""The compact model: DINOv2 ViT-S/14 with low-rank adapters, and our DPT decoder.
+
+Only what we trained is stored (adapters and decoder, a few MB); the frozen encoder comes from its
+own package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from briges_ros.network.dinov2 import DEPTH, PATCH, WIDTH, load_dinov2
+from briges_ros.network.dpt import DptDecoder
+
+ADAPTER_RANK = 16
+FIRST_ADAPTED_BLOCK = 6  # the trunk below stays frozen, so training can cache its output
+
+
+class CompactDepth(nn.Module):
+    """Normalised image (B, 3, 14 h, 14 w) -> inverse depth (B, 8 h, 8 w) up to scale and shift."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = load_dinov2()
+        self.adapters = self.encoder.add_adapters(ADAPTER_RANK, FIRST_ADAPTED_BLOCK)
+        self.decoder = DptDecoder(WIDTH)
+
+    def trunk(self, image: Tensor) -> Tensor:
+        """The frozen part, worth caching: two raw token maps (B, 2, 1 + h w, 384)."""
+        x = self.encoder.embed(image)
+        return torch.stack(self.encoder.run_blocks(x, 0, FIRST_ADAPTED_BLOCK), dim=1)
+
+    def from_trunk(self, trunk: Tensor, h: int, w: int) -> Tensor:
+        """The rest of the network, from a (cached) trunk; h, w in patches."""
+        upper = self.encoder.run_blocks(trunk[:, -1], FIRST_ADAPTED_BLOCK, DEPTH)
+        maps = [self.encoder.level_map(x, h, w) for x in [*trunk.unbind(1), *upper]]
+        return self.decoder(maps)[:, 0]
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.from_trunk(
+            self.trunk(image), image.shape[2] // PATCH, image.shape[3] // PATCH
+        )
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """What training changes and what ships: adapters and decoder, by name."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if name.startswith('decoder.') or name.endswith(('.up', '.down'))
+        }
+
+
+def save_trained(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write trained tensors as float16 safetensors, atomically."""
+    partial = path.with_suffix('.partial')
+    half = {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
+    save_file(half, str(partial), metadata=metadata)
+    partial.replace(path)
+
+
+def load_compact(path: Path) -> CompactDepth:
+    """The model with its trained weights, ready for inference or export.
+
+    Raises:
+        RuntimeError: the file's tensors do not fit this network.
+    """
+    model = CompactDepth()
+    tensors = {name: tensor.float() for name, tensor in load_file(str(path)).items()}
+    missing = model.trained_parameters().keys() - tensors.keys()
+    if missing:
+        raise RuntimeError(f'{path} lacks {len(missing)} tensors, for example {min(missing)}')
+    model.load_state_dict(tensors, strict=False)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,240 @@
+"""Image, camera and sparse anchors in; depth in metres out. No ROS, no torch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from briges_ros.alignment.anchors import Anchors
+from briges_ros.alignment.fit import FitFailure, fit_inverse_depth, sample
+from briges_ros.alignment.tracker import ScaleEstimate, ScaleState, ScaleTracker
+from briges_ros.camera import CameraModel
+from briges_ros.depth_image import depth_from_inverse, resize_inverse_depth
+from briges_ros.inference.bundle import ModelBundle
+from briges_ros.inference.engine import Engine, open_engine
+from briges_ros.inference.preprocess import input_size, network_input
+from briges_ros.inference.selfcheck import SelfCheck, check_engine
+from briges_ros.point_cloud import organised_points
+
+log = logging.getLogger('briges_ros')
+
+MAX_FIT_ANCHORS = 2000  # more do not sharpen two parameters, they only cost time
+
+AnchorSource = Anchors | Callable[[], Anchors | None] | None
+
+
+@dataclass(frozen=True, eq=False)
+class DepthFrame:
+    """What the pipeline makes of one image.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB, the input itself.
+        relative: (H, W) float32 inverse depth, larger is nearer, up to scale and shift.
+        depth: (H, W) float32 metres along optical Z; NaN = unknown, +inf = beyond range (REP 118);
+            all NaN while the scale is unknown.
+        scale: how relative became metres: ``1/z = scale * relative + shift``.
+        camera: the camera, or None if none was given.
+        timing: milliseconds by stage: preprocess, inference, align, postprocess, total.
+    """
+
+    image: NDArray[np.uint8]
+    relative: NDArray[np.float32]
+    depth: NDArray[np.float32]
+    scale: ScaleEstimate
+    camera: CameraModel | None
+    timing: dict[str, float]
+
+    def points(self, stride: int = 1) -> NDArray[np.float32]:
+        """The organised cloud: (ceil(H/stride), ceil(W/stride), 3) float32 metres.
+
+        In the camera's optical frame (REP 103: x right, y down, z forward); NaN where the depth
+        is not finite.
+
+        Raises:
+            ValueError: the frame was made without a camera, so the rays are unknown.
+        """
+        if self.camera is None:
+            raise ValueError(
+                'points need a camera: pass camera=CameraModel(...) or '
+                'CameraModel.from_fov(...) to the pipeline'
+            )
+        return organised_points(self.depth, self.camera, stride)
+
+
+class DepthPipeline:
+    """Turns images into depth with one loaded model; keeps the scale from frame to frame.
+
+    Use `load`. Not safe for several threads at once.
+
+    Attributes:
+        bundle: the model.
+        engine: what runs it.
+        selfcheck: how the engine compared with the bundle's reference when it was loaded.
+    """
+
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        engine: Engine,
+        *,
+        token_budget: int | None = None,
+        min_range: float = 0.1,
+        max_range: float = 100.0,
+        hold_duration: float = 5.0,
+        prior: tuple[float, float] | None = None,
+    ) -> None:
+        if not 0.0 < min_range < max_range:
+            raise ValueError(f'need 0 < min_range < max_range, got {min_range} and {max_range} m')
+        self.bundle = bundle
+        self.engine = engine
+        self.selfcheck: SelfCheck = check_engine(engine, bundle)
+        self.token_budget = token_budget or bundle.token_budget
+        self.min_range = min_range
+        self.max_range = max_range
+        self._tracker = ScaleTracker(hold_duration=hold_duration, prior=prior)
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | Path,
+        backend: str = 'auto',
+        *,
+        token_budget: int | None = None,
+        threads: int = 0,
+        min_range: float = 0.1,
+        max_range: float = 100.0,
+        hold_duration: float = 5.0,
+        prior: tuple[float, float] | None = None,
+    ) -> DepthPipeline:
+        """Load a model bundle on a backend and check that it computes what it should.
+
+        Args:
+            name_or_path: a bundle's name, e.g. 'compact', or its folder.
+            backend: 'auto', 'openvino' or 'onnxruntime'.
+            token_budget: most patches the encoder sees; more is finer and slower. Default: the
+                bundle's.
+            threads: CPU threads; 0 lets the backend choose.
+            min_range: nearer depth is NaN, metres.
+            max_range: farther depth is +inf, metres.
+            hold_duration: seconds that the last fit may serve without fresh anchors.
+            prior: (scale, shift) to fall back on, if the user knows them.
+
+        Raises:
+            BrigesError: the bundle or the backend does not load, or fails its self-check.
+        """
+        bundle = ModelBundle.load(name_or_path)
+        engine = open_engine(bundle, backend, threads)
+        pipeline = cls(
+            bundle,
+            engine,
+            token_budget=token_budget,
+            min_range=min_range,
+            max_range=max_range,
+            hold_duration=hold_duration,
+            prior=prior,
+        )
+        log.info(
+            '%s on %s (%s): self-check error %.2g',
+            bundle.name,
+            engine.name,
+            engine.precision,
+            pipeline.selfcheck.relative_error,
+        )
+        return pipeline
+
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        camera: CameraModel | None = None,
+        anchors: AnchorSource = None,
+        stamp: float | None = None,
+    ) -> DepthFrame:
+        """Depth of one image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            camera: of the image's size; only `DepthFrame.points` needs it.
+            anchors: pixels with known depth; or a function that returns them, which is called
+                after inference, so that a sensor has had the longest time to deliver.
+            stamp: seconds; lets the last fit be held for a while. None = a picture on its own,
+                which neither uses nor leaves a held fit.
+
+        Raises:
+            ValueError: the image or the camera has another shape or type than said here.
+        """
+        height, width = _checked_size(image, camera)
+        clock = _Clock()
+        network_image = network_input(
+            image,
+            *input_size(width, height, self.token_budget, self.bundle.patch),
+            self.bundle.mean,
+            self.bundle.std,
+        )
+        clock.lap('preprocess')
+        inverse = self.engine.infer(network_image)
+        clock.lap('inference')
+        relative = resize_inverse_depth(inverse, width, height)
+        clock.lap('postprocess')
+        scale = self._align(relative, anchors() if callable(anchors) else anchors, stamp)
+        clock.lap('align')
+        if scale.state is ScaleState.RELATIVE:
+            depth = np.full((height, width), np.nan, np.float32)
+        else:
+            depth = depth_from_inverse(
+                relative, scale.scale, scale.shift, self.min_range, self.max_range
+            )
+        clock.lap('postprocess')
+        return DepthFrame(image, relative, depth, scale, camera, clock.total())
+
+    def reset_scale(self) -> None:
+        """Forget the held fit; the next frame needs fresh anchors."""
+        self._tracker.reset()
+
+    def _align(
+        self, relative: NDArray[np.float32], anchors: Anchors | None, stamp: float | None
+    ) -> ScaleEstimate:
+        if anchors is None:
+            return self._tracker.update(None, stamp, why_not='no anchors came')
+        anchors = anchors.thinned(MAX_FIT_ANCHORS)
+        fit = fit_inverse_depth(
+            sample(relative, anchors.u, anchors.v), anchors.depth, anchors.sigma
+        )
+        if isinstance(fit, FitFailure):
+            return self._tracker.update(None, stamp, why_not=fit.reason)
+        return self._tracker.update(fit, stamp)
+
+
+def _checked_size(image: NDArray[np.uint8], camera: CameraModel | None) -> tuple[int, int]:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ValueError(
+            f'image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}; convert it first'
+        )
+    height, width = image.shape[:2]
+    if camera is not None and (camera.width, camera.height) != (width, height):
+        raise ValueError(
+            f'camera is {camera.width}x{camera.height}, the image {width}x{height}; '
+            'pass the camera of this image, or camera.scaled(width, height)'
+        )
+    return height, width
+
+
+class _Clock:
+    """Milliseconds by stage, summed when a stage comes twice."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self._laps[stage] = self._laps.get(stage, 0.0) + (now - self._last) * 1e3
+        self._last = now
+
+    def total(self) -> dict[str, float]:
+        return {**self._laps, 'total': (time.perf_counter() - self._start) * 1e3}

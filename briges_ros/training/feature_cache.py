@@ -1,0 +1,136 @@
+"""Augmented views with the frozen trunk's features, computed once and kept on disk.
+
+The trunk never changes, so its output is computed once for each of a few fixed views of every
+frame and memory-mapped afterwards. Interrupted, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from briges_ros.inference.preprocess import normalise
+from briges_ros.network.compact import CompactDepth
+from briges_ros.network.dinov2 import PATCH, WEIGHTS_SHA256, WIDTH
+from briges_ros.training.augment import OUTPUT_STEP, random_view
+from briges_ros.training.datasets import Sample
+
+CHUNK = 8  # views between two flushes
+
+
+class Frames(Protocol):
+    """A data set: samples by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class ViewGroup:
+    """Views of one data set at one network size.
+
+    Attributes:
+        name: of the group; also names its files.
+        width, height: network input in pixels, multiples of 14.
+        views: augmented views per frame; 0 = the plain frame, for scoring.
+        smallest_crop: see `random_view`.
+        dense: labels are dense, so gradients of the error mean something.
+        repeats: times that each frame is visited in an epoch.
+    """
+
+    name: str
+    width: int
+    height: int
+    views: int
+    smallest_crop: float = 0.55
+    dense: bool = True
+    repeats: int = 1
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        return self.height // PATCH, self.width // PATCH
+
+
+@dataclass(frozen=True, eq=False)
+class CachedViews:
+    """Memory-mapped views: trunk (N, 2, 1 + h w, 384) float16, inverse (N, 8 h, 8 w) float16."""
+
+    group: ViewGroup
+    frames: int
+    trunk: NDArray[np.float16]
+    inverse: NDArray[np.float16]
+
+    def batch(self, frames: list[int], view: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Float32 tensors of the given views of the given frames."""
+        per_frame = max(1, self.group.views)
+        index = [f * per_frame + v % per_frame for f, v in zip(frames, view, strict=True)]
+        trunk = torch.from_numpy(np.stack([self.trunk[i] for i in index])).float()
+        inverse = torch.from_numpy(np.stack([self.inverse[i] for i in index])).float()
+        return trunk, inverse
+
+
+def cached_views(
+    frames: Frames,
+    group: ViewGroup,
+    model: CompactDepth,
+    folder: Path,
+    seed: int,
+    progress: Progress,
+    device: torch.device,
+) -> CachedViews:
+    """Open the cache of a group, computing what is missing of it."""
+    key = json.dumps([asdict(group), seed, len(frames), frames[0].name, WEIGHTS_SHA256])
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f'{group.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}'
+    per_frame = max(1, group.views)
+    count = len(frames) * per_frame
+    h, w = group.grid
+    shapes = {
+        'trunk': (count, 2, 1 + h * w, WIDTH),
+        'inverse': (count, OUTPUT_STEP * h, OUTPUT_STEP * w),
+    }
+    done_file = stem.with_suffix('.done')
+    done = int(done_file.read_text()) if done_file.exists() else 0
+    maps = {
+        kind: np.lib.format.open_memmap(
+            stem.with_suffix(f'.{kind}.npy'),
+            mode='r+' if done else 'w+',
+            dtype=np.float16,
+            shape=shape,
+        )
+        for kind, shape in shapes.items()
+    }
+    task = progress.add_task(f'features {group.name}', total=count, completed=done)
+    sample: Sample | None = None
+    for start in range(done, count, CHUNK):
+        indices = range(start, min(start + CHUNK, count))
+        images = []
+        for i in indices:
+            frame, view = divmod(i, per_frame)
+            if sample is None or view == 0 or i == start:
+                sample = frames[frame]
+            rng = np.random.default_rng([seed, frame, view]) if group.views else None
+            image, inverse = random_view(
+                sample, group.width, group.height, group.smallest_crop, rng
+            )
+            images.append(normalise(image))
+            maps['inverse'][i] = inverse
+        batch = torch.from_numpy(np.concatenate(images)).to(device)
+        with torch.no_grad():
+            maps['trunk'][start : indices[-1] + 1] = model.trunk(batch).half().cpu().numpy()
+        if (start // CHUNK) % 32 == 31 or indices[-1] + 1 == count:
+            for array in maps.values():
+                array.flush()
+            done_file.write_text(str(indices[-1] + 1))
+        progress.update(task, completed=indices[-1] + 1)
+    return CachedViews(group, len(frames), maps['trunk'], maps['inverse'])

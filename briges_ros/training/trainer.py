@@ -1,0 +1,284 @@
+"""Training of the compact model: cached frozen trunk, adapters, decoder.
+
+Deterministic by seed: the order of an epoch is a function of (seed, epoch), so a run that was
+killed goes on from its last checkpoint as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from briges_ros.errors import BrigesError
+from briges_ros.evaluation.metrics import affine_invariant_depth, depth_metrics
+from briges_ros.network.compact import CompactDepth, save_trained
+from briges_ros.training.datasets import KittiDrive, NyuV2
+from briges_ros.training.feature_cache import CachedViews, Frames, ViewGroup, cached_views
+from briges_ros.training.losses import depth_loss
+
+NYU_RANGE_M = (1e-3, 10.0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One experiment; every field can be set in its YAML file.
+
+    Attributes:
+        views: augmented views cached per NYUv2 frame (each takes about a megabyte).
+        batch: frames per step.
+        epochs: visits of each NYUv2 frame.
+        decoder_lr, adapter_lr: peak learning rates of AdamW.
+        weight_decay: of AdamW.
+        warmup_steps: linear warm-up, then half a cosine to zero.
+        clip: largest gradient norm.
+        gradient_weight, ratio_weight: see `depth_loss`.
+        ema: decay of the weights' moving average, which is what ships.
+        checkpoint_steps: steps between two checkpoints.
+        seed: of everything random.
+    """
+
+    views: int = 4
+    batch: int = 4
+    epochs: int = 9
+    decoder_lr: float = 5e-4
+    adapter_lr: float = 5e-4
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    clip: float = 1.0
+    gradient_weight: float = 0.5
+    ratio_weight: float = 1.0
+    ema: float = 0.995
+    checkpoint_steps: int = 50
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """Affine-invariant means over frames."""
+
+    abs_rel: float
+    delta1: float
+    frames: int
+
+
+class Trainer:
+    """Trains the compact model in a work folder that holds caches, checkpoints and the log.
+
+    Args:
+        config: the experiment.
+        data: folder with ``nyuv2/`` and ``kitti_drive/``.
+        work: where caches and checkpoints go; a second run with the same folder resumes.
+        device: torch device name; default: CUDA when there is one.
+    """
+
+    def __init__(
+        self, config: TrainConfig, data: Path, work: Path, device: str | None = None
+    ) -> None:
+        self.config = config
+        self.work = work
+        self.console = Console()
+        self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        torch.manual_seed(config.seed)
+        self.model = CompactDepth().to(self.device)
+        self.model.decoder.to(memory_format=torch.channels_last)
+        self.trained = self.model.trained_parameters()
+        for parameter in self.trained.values():
+            parameter.requires_grad_(True)
+        adapters = {id(p) for p in self.model.adapters}
+        self.optimizer = torch.optim.AdamW(
+            [
+                {
+                    'params': [p for p in self.trained.values() if id(p) not in adapters],
+                    'lr': config.decoder_lr,
+                },
+                {'params': self.model.adapters, 'lr': config.adapter_lr},
+            ],
+            weight_decay=config.weight_decay,
+        )
+        self.ema = {name: p.detach().clone() for name, p in self.trained.items()}
+        self.step = 0
+        self.groups, self.held_out = self._open_data(data)
+        self.steps_per_epoch = len(self._epoch_batches(0))
+        total = self.steps_per_epoch * config.epochs
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: learning_rate(step, config.warmup_steps, total)
+        )
+        self._resume()
+
+    def _open_data(self, data: Path) -> tuple[list[CachedViews], CachedViews]:
+        nyu, kitti = data / 'nyuv2', data / 'kitti_drive'
+        views = self.config.views
+        wanted: list[tuple[Frames, ViewGroup]] = [
+            (NyuV2(nyu, 'train'), ViewGroup('nyu', 392, 294, views)),
+            (
+                KittiDrive(kitti, 'train'),
+                ViewGroup('kitti', 616, 182, 2 * views, 0.6, dense=False, repeats=3),
+            ),
+            (
+                KittiDrive(kitti, 'train'),
+                ViewGroup('kitti-crop', 392, 294, views, 0.6, dense=False, repeats=1),
+            ),
+            (NyuV2(nyu, 'held_out'), ViewGroup('nyu-held-out', 392, 294, 0)),
+        ]
+        cache = self.work / 'features'
+        with self._progress() as progress:
+            opened = [
+                cached_views(
+                    frames, group, self.model, cache, self.config.seed, progress, self.device
+                )
+                for frames, group in wanted
+            ]
+        return opened[:-1], opened[-1]
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn('{task.description}'),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+
+    def _epoch_batches(self, epoch: int) -> list[tuple[int, list[int], list[int]]]:
+        """(group, frames, views) for each step of an epoch, shuffled; no batch mixes groups."""
+        rng = np.random.default_rng([self.config.seed, epoch])
+        batches = []
+        for number, views in enumerate(self.groups):
+            for repeat in range(views.group.repeats):
+                order = rng.permutation(views.frames)
+                turn = epoch * views.group.repeats + repeat
+                for start in range(0, len(order) - self.config.batch + 1, self.config.batch):
+                    frames = [int(i) for i in order[start : start + self.config.batch]]
+                    batches.append((number, frames, [turn + frame for frame in frames]))
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def train(self) -> Score:
+        """Train to the end, print the score after each epoch, and return the last one."""
+        total = self.steps_per_epoch * self.config.epochs
+        score = Score(math.nan, math.nan, 0)
+        with self._progress() as progress:
+            task = progress.add_task('training', total=total, completed=self.step)
+            for loss in self._steps(total):
+                progress.update(task, completed=self.step, description=f'loss {loss:.3f}')
+                if self.step % self.steps_per_epoch == 0 or self.step == total:
+                    last = self.step == total
+                    score = self.score(every=1 if last else 3)
+                    epoch = self.step // self.steps_per_epoch
+                    self.console.print(
+                        f'epoch {epoch}: held-out AbsRel {score.abs_rel:.4f}, '
+                        f'delta1 {score.delta1:.4f} ({score.frames} frames), loss {loss:.3f}'
+                    )
+                    self._save_checkpoint()
+        if score.frames == 0:  # it was finished before
+            score = self.score()
+        return score
+
+    def _steps(self, total: int) -> Iterator[float]:
+        smooth = math.nan
+        while self.step < total:
+            epoch, position = divmod(self.step, self.steps_per_epoch)
+            for number, frames, views in self._epoch_batches(epoch)[position:]:
+                value = self._step(self.groups[number], frames, views)
+                smooth = value if math.isnan(smooth) else 0.97 * smooth + 0.03 * value
+                if self.step % self.config.checkpoint_steps == 0:
+                    self._save_checkpoint()
+                yield smooth
+
+    def _step(self, views: CachedViews, frames: list[int], view: list[int]) -> float:
+        self.model.train()
+        trunk, inverse = views.batch(frames, view)
+        prediction = self.model.from_trunk(trunk.to(self.device), *views.group.grid)
+        loss = depth_loss(
+            prediction,
+            inverse.to(self.device),
+            self.config.gradient_weight if views.group.dense else 0.0,
+            self.config.ratio_weight,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.config.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                self.ema[name].lerp_(parameter, 1.0 - decay)
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def score(self, every: int = 1) -> Score:
+        """Score the averaged weights on every n-th held-out frame."""
+        live = {name: p.detach().clone() for name, p in self.trained.items()}
+        self._copy(self.ema)
+        self.model.eval()
+        results = []
+        for index in range(0, self.held_out.frames, every):
+            trunk, inverse = self.held_out.batch([index], [0])
+            relative = self.model.from_trunk(trunk.to(self.device), *self.held_out.group.grid)
+            truth = 1.0 / inverse[0].numpy().astype(np.float64)
+            depth = affine_invariant_depth(relative[0].cpu().numpy(), truth, *NYU_RANGE_M)
+            results.append(depth_metrics(depth, truth))
+        self._copy(live)
+        return Score(
+            abs_rel=float(np.mean([r.abs_rel for r in results])),
+            delta1=float(np.mean([r.delta1 for r in results])),
+            frames=len(results),
+        )
+
+    def _copy(self, tensors: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(tensors[name])
+
+    def export_weights(self, path: Path, metadata: dict[str, str]) -> None:
+        """Write the averaged weights, the ones that ship."""
+        save_trained(self.ema, path, metadata)
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.work / 'checkpoint.pt'
+
+    def _save_checkpoint(self) -> None:
+        state: dict[str, Any] = {
+            'config': vars(self.config),
+            'step': self.step,
+            'trained': {name: p.detach() for name, p in self.trained.items()},
+            'ema': self.ema,
+            'optimizer': self.optimizer.state_dict(),
+            'schedule': self.schedule.state_dict(),
+        }
+        partial = self._checkpoint.with_suffix('.partial')
+        torch.save(state, partial)
+        partial.replace(self._checkpoint)
+
+    def _resume(self) -> None:
+        if not self._checkpoint.exists():
+            return
+        state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
+        if state['config'] != vars(self.config):
+            raise BrigesError(
+                f'{self._checkpoint} belongs to other settings; '
+                'give another work folder or delete it'
+            )
+        self._copy(state['trained'])
+        self.ema = state['ema']
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.schedule.load_state_dict(state['schedule'])
+        self.step = state['step']
+        self.console.print(f'resuming at step {self.step}')
+
+
+def learning_rate(step: int, warmup: int, total: int) -> float:
+    """Share of the peak rate: linear warm-up, then half a cosine to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
