@@ -1,0 +1,16 @@
+"""Scale from sparse sensors: anchors, a robust fit, and a tracker over time."""
+
+from briges_ros.alignment.anchors import Anchors
+from briges_ros.alignment.fit import AffineFit, FitFailure, fit_inverse_depth, sample
+from briges_ros.alignment.tracker import ScaleEstimate, ScaleState, ScaleTracker
+
+__all__ = [
+    'AffineFit',
+    'Anchors',
+    'FitFailure',
+    'ScaleEstimate',
+    'ScaleState',
+    'ScaleTracker',
+    'fit_inverse_depth',
+    'sample',
+]
