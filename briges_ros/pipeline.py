@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from briges_ros.alignment.anchors import Anchors
-from briges_ros.alignment.fit import FitFailure, fit_inverse_depth, sample
+from briges_ros.alignment.fit import fit_inverse_depth, sample
 from briges_ros.alignment.tracker import ScaleEstimate, ScaleState, ScaleTracker
 from briges_ros.camera import CameraModel
 from briges_ros.depth_image import depth_from_inverse, resize_inverse_depth
@@ -200,13 +200,10 @@ class DepthPipeline:
         self, relative: NDArray[np.float32], anchors: Anchors | None, stamp: float | None
     ) -> ScaleEstimate:
         if anchors is None:
-            return self._tracker.update(None, stamp, why_not='no anchors came')
+            return self._tracker.update(None, stamp)
         anchors = anchors.thinned(MAX_FIT_ANCHORS)
-        fit = fit_inverse_depth(
-            sample(relative, anchors.u, anchors.v), anchors.depth, anchors.sigma
-        )
-        if isinstance(fit, FitFailure):
-            return self._tracker.update(None, stamp, why_not=fit.reason)
+        predicted = sample(relative, anchors.u, anchors.v)
+        fit = fit_inverse_depth(predicted, anchors.depth, anchors.sigma)
         return self._tracker.update(fit, stamp)
 
 

@@ -1,0 +1,50 @@
+"""`briges models` and `briges check`."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from briges_ros.inference.bundle import BundleError, ModelBundle, model_folders
+from briges_ros.inference.engine import open_engine
+from briges_ros.inference.selfcheck import check_engine
+
+
+def run() -> None:
+    """Print every bundle that can be found by name."""
+    table = Table('name', 'gate', 'tokens', 'licence', 'folder')
+    seen: set[str] = set()
+    for models in model_folders():
+        for path in sorted(models.glob('*/model.json')):
+            if path.parent.name in seen:
+                continue  # an earlier folder wins, as when loading
+            seen.add(path.parent.name)
+            try:
+                bundle = ModelBundle.load(path.parent)
+            except BundleError as error:
+                table.add_row(path.parent.name, '-', '-', f'unusable: {error}', str(path.parent))
+            else:
+                table.add_row(
+                    path.parent.name,
+                    bundle.gate,
+                    str(bundle.token_budget),
+                    bundle.licence,
+                    str(path.parent),
+                )
+    console = Console()
+    if seen:
+        console.print(table)
+    else:
+        console.print('no model bundles; make one with: briges export compact')
+    console.print('looked in: ' + ', '.join(map(str, model_folders())), style='dim')
+
+
+def run_check(model: str, backend: str) -> None:
+    """Compare an engine with the bundle's reference."""
+    bundle = ModelBundle.load(model)
+    engine = open_engine(bundle, backend)
+    result = check_engine(engine, bundle)
+    print(
+        f'{bundle.name} on {engine.name} ({engine.precision}): relative error '
+        f'{result.relative_error:.2e}, correlation {result.correlation:.6f}: passed'
+    )

@@ -1,0 +1,73 @@
+"""Pictures for people: the image beside its depth, with a legend."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from briges_ros.depth_image import colorize
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_INK = (235, 235, 235)
+_PAPER = (24, 24, 24)
+
+
+def preview(
+    image: NDArray[np.uint8],
+    relative: NDArray[np.float32],
+    depth: NDArray[np.float32],
+    caption: str,
+) -> NDArray[np.uint8]:
+    """Image and depth side by side (one above the other for wide images), legend below.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        relative: (H, W) inverse depth, shown where no metres are known.
+        depth: (H, W) metres.
+        caption: one line, e.g. the scale's state.
+
+    Returns:
+        (h, w, 3) uint8 RGB.
+    """
+    known = bool((depth > 0).any())
+    with np.errstate(divide='ignore'):
+        shown = 1.0 / depth if known else relative
+    panels = [image, colorize(shown.astype(np.float32))]
+    wide = image.shape[1] > 2 * image.shape[0]
+    body = np.vstack(panels) if wide else np.hstack(panels)
+    return np.vstack([body, _legend(body.shape[1], shown if known else None, caption)])
+
+
+def _legend(
+    width: int, inverse: NDArray[np.floating] | None, caption: str
+) -> NDArray[np.uint8]:
+    """A strip with the colour scale, labelled in metres when they are known."""
+    text_scale = max(0.4, min(0.7, width / 1600))
+    height = int(90 * text_scale)
+    strip = np.full((height, width, 3), _PAPER, np.uint8)
+    baseline = int(height * 0.82)
+    cv2.putText(
+        strip, caption, (10, baseline), _FONT, text_scale, _INK, 1, cv2.LINE_AA
+    )
+    bar_width, bar_height = width // 3, height // 3
+    left, top = width - bar_width - 20, height // 8
+    ramp = np.linspace(1.0, 0.0, bar_width, dtype=np.float32)
+    strip[top : top + bar_height, left : left + bar_width] = colorize(
+        np.tile(ramp + 0.01, (bar_height, 1))
+    )
+    labels = ['near', '', 'far']
+    if inverse is not None:
+        finite = inverse[np.isfinite(inverse) & (inverse > 0)]
+        far, near = np.percentile(finite, [2, 98])
+        labels = [f'{1 / x:.1f} m' for x in (near, (near + far) / 2, far)]
+    for label, at in zip(labels, (0.0, 0.5, 1.0), strict=True):
+        (text_width, _), _ = cv2.getTextSize(label, _FONT, text_scale, 1)
+        x = int(left + at * bar_width - at * text_width)
+        cv2.putText(strip, label, (x, baseline), _FONT, text_scale, _INK, 1, cv2.LINE_AA)
+    return strip
+
+
+def write_png(path: str, rgb: NDArray[np.uint8]) -> None:
+    """Write an RGB picture."""
+    cv2.imwrite(path, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
