@@ -1,0 +1,118 @@
+"""One image message in, one set of outputs out. Runs in the worker's thread and never raises."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+
+from briges_ros.errors import BrigesError
+from briges_ros.pipeline import DepthPipeline
+from briges_ros.ros.camera_input import CameraInput, ImageMessage
+from briges_ros.ros.conversions import stamp_seconds
+from briges_ros.ros.health import Health
+from briges_ros.ros.outputs import Outputs, Source
+from briges_ros.ros.parameters import Settings
+from briges_ros.ros.sparse_inputs import FrameContext, SparseInputs
+from briges_ros.ros.throttle import ThrottledLog
+
+
+class FrameProcessor:
+    """Takes an image through conversion, the pipeline and publication.
+
+    Args:
+        pipeline: the loaded pipeline.
+        camera_input, sparse_inputs, outputs: of the node.
+        settings: returns the parameters in force; asked once per frame.
+        health: counted into.
+        log: for what is wrong with the messages.
+    """
+
+    def __init__(
+        self,
+        pipeline: DepthPipeline,
+        camera_input: CameraInput,
+        sparse_inputs: SparseInputs,
+        outputs: Outputs,
+        settings: Callable[[], Settings],
+        health: Health,
+        log: ThrottledLog,
+    ) -> None:
+        self._pipeline = pipeline
+        self._camera_input = camera_input
+        self._sparse_inputs = sparse_inputs
+        self._outputs = outputs
+        self._settings = settings
+        self._health = health
+        self._log = log
+        self._reset = False
+
+    def reset_scale(self) -> None:
+        """Forget the held scale before the next frame; callable from any thread."""
+        self._reset = True
+
+    def __call__(self, message: ImageMessage) -> None:
+        """Process one image message."""
+        try:
+            self._process(message)
+        except BrigesError as error:
+            self._health.counters.malformed += 1
+            self._log.error(f"image of '{self._camera_input.topics.image}' dropped: {error}")
+        except Exception as error:  # the node outlives any frame
+            self._health.counters.failed += 1
+            self._log.error(
+                f"image of '{self._camera_input.topics.image}' dropped after an internal error, "
+                f'{type(error).__name__}; please report this:\n{traceback.format_exc()}'
+            )
+
+    def _process(self, message: ImageMessage) -> None:
+        started = time.monotonic()
+        counters = self._health.counters
+        if self._reset:
+            self._reset = False
+            self._pipeline.reset_scale()
+        wanted = self._outputs.wanted()
+        if not wanted:
+            counters.unwanted += 1
+            return
+        settings = self._settings()
+        info = self._camera_input.info
+        assert info is not None  # images wait for it
+        image = self._camera_input.pixels(message)
+        camera = self._camera_input.camera_of(image, info, settings.image_is_rectified)
+        context = FrameContext(
+            stamp=stamp_seconds(message.header.stamp),
+            frame_id=message.header.frame_id,
+            camera=camera,
+            settings=settings,
+        )
+        apply_settings(self._pipeline, settings)
+        decoded = time.monotonic()
+        frame = self._pipeline(
+            image,
+            camera=camera,
+            anchors=lambda: self._sparse_inputs.anchors(context),
+            stamp=context.stamp,
+        )
+        counters.processed += 1
+        self._health.scale = frame.scale
+        self._health.sparse = self._sparse_inputs.note
+        self._outputs.publish(
+            frame,
+            Source(
+                header=message.header,
+                info=info,
+                started=started,
+                decode_ms=(decoded - started) * 1e3,
+            ),
+            settings,
+            wanted,
+            self._health,
+        )
+
+
+def apply_settings(pipeline: DepthPipeline, settings: Settings) -> None:
+    """Hand the parameters that may change at any time to the pipeline."""
+    pipeline.min_range = settings.depth_min_range
+    pipeline.max_range = settings.depth_max_range
+    pipeline.token_budget = settings.token_budget or pipeline.bundle.token_budget

@@ -1,0 +1,196 @@
+"""What the node publishes: made only for those who listen."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from std_msgs.msg import Header
+
+from briges_ros.depth_image import colorize, to_millimetres
+from briges_ros.errors import BrigesError
+from briges_ros.pipeline import DepthFrame
+from briges_ros.point_cloud import pack_xyzrgb
+from briges_ros.ros.conversions import array_to_image, info_for, packed_to_cloud, stamp_seconds
+from briges_ros.ros.health import Health
+from briges_ros.ros.parameters import Settings
+from briges_ros.ros.throttle import ThrottledLog
+
+try:
+    from rclpy.event_handler import PublisherEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import PublisherEventCallbacks
+
+_DEPTH = 5  # messages kept for a slow subscriber; of clouds this is tens of megabytes
+
+IMAGE = 'depth/image'
+INFO = 'depth/camera_info'
+POINTS = 'depth/points'
+RELATIVE = 'depth/relative'
+PREVIEW = 'depth/preview'
+STATUS = 'depth/status'
+
+
+def status_type() -> Any:
+    """Return the message class of depth/status, which only a build of the package has.
+
+    Raises:
+        BrigesError: the package was not built, or the build is not sourced.
+    """
+    try:
+        from briges_ros.msg import DepthStatus
+    except ImportError as error:
+        raise BrigesError(
+            f'the messages of briges_ros are missing ({error}): build the package (make setup, or '
+            'colcon build) and source its install/setup.bash'
+        ) from error
+    return DepthStatus
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a frame was made of, and when."""
+
+    header: Header  # of the image
+    info: CameraInfo
+    started: float  # s, time.monotonic() when the image was taken up
+    decode_ms: float  # from message to RGB
+
+
+class Outputs:
+    """The publishers, from configure to cleanup.
+
+    Args:
+        node: the lifecycle node.
+        reliable: reliable or best effort. A best-effort publisher and a reliable subscriber never
+            connect, so reliable suits everyone unless the network loses packets.
+        log: for complaints about subscribers.
+    """
+
+    def __init__(self, node: Any, reliable: bool, log: ThrottledLog) -> None:
+        self._node = node
+        self._log = log
+        self._status_type = status_type()
+        qos = QoSProfile(
+            depth=_DEPTH,
+            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        )
+        self._publishers = {
+            name: node.create_lifecycle_publisher(
+                message_type,
+                name,
+                qos,
+                event_callbacks=PublisherEventCallbacks(incompatible_qos=self._complain(name)),
+            )
+            for name, message_type in (
+                (IMAGE, Image),
+                (INFO, CameraInfo),
+                (POINTS, PointCloud2),
+                (RELATIVE, Image),
+                (PREVIEW, Image),
+                (STATUS, self._status_type),
+            )
+        }
+
+    def close(self) -> None:
+        """Destroy the publishers."""
+        for publisher in self._publishers.values():
+            self._node.destroy_lifecycle_publisher(publisher)
+        self._publishers.clear()
+
+    def wanted(self) -> frozenset[str]:
+        """Return the names of the outputs that somebody subscribes to."""
+        return frozenset(
+            name
+            for name, publisher in self._publishers.items()
+            if publisher.get_subscription_count() > 0
+        )
+
+    def publish(
+        self,
+        frame: DepthFrame,
+        source: Source,
+        settings: Settings,
+        wanted: frozenset[str],
+        health: Health,
+    ) -> None:
+        """Publish what is wanted of a frame, with the stamp and frame of its image.
+
+        Args:
+            frame: the result.
+            source: what it was made of.
+            settings: the parameters of this frame.
+            wanted: from `wanted()`.
+            health: counters and names for the status; learns the latency.
+        """
+        begin = time.monotonic()
+        header = source.header
+        if IMAGE in wanted:
+            encoding = settings.depth_encoding
+            depth = to_millimetres(frame.depth) if encoding == '16UC1' else frame.depth
+            self._publishers[IMAGE].publish(array_to_image(depth, encoding, header))
+        image_age = self._age_ms(header)
+        if INFO in wanted:
+            self._publishers[INFO].publish(info_for(source.info, header))
+        if POINTS in wanted:
+            stride = settings.points_stride
+            packed = pack_xyzrgb(frame.points(stride), frame.image, stride)
+            self._publishers[POINTS].publish(packed_to_cloud(packed, header))
+        if RELATIVE in wanted:
+            self._publishers[RELATIVE].publish(array_to_image(frame.relative, '32FC1', header))
+        if PREVIEW in wanted:
+            picture = colorize(frame.relative)
+            self._publishers[PREVIEW].publish(array_to_image(picture, 'rgb8', header))
+        end = time.monotonic()
+        health.total_ms = (end - source.started) * 1e3
+        if STATUS in wanted:
+            status = self._status(frame, source, health)
+            status.publish_ms = (end - begin) * 1e3
+            status.total_ms = health.total_ms
+            status.image_age_ms = image_age
+            self._publishers[STATUS].publish(status)
+
+    def _status(self, frame: DepthFrame, source: Source, health: Health) -> Any:
+        scale, timing = frame.scale, frame.timing
+        return self._status_type(
+            header=source.header,
+            state=int(getattr(self._status_type, scale.state.name)),
+            reason=health.scale_reason(),
+            scale=float(scale.scale),
+            shift=float(scale.shift),
+            covariance=[float(value) for value in scale.covariance.flat],
+            inliers=int(scale.inliers),
+            outliers=int(scale.outliers),
+            residual=float(scale.residual),
+            age=float(scale.age) if math.isfinite(scale.age) else -1.0,
+            preprocess_ms=float(source.decode_ms + timing['preprocess']),
+            inference_ms=float(timing['inference']),
+            align_ms=float(timing['align']),
+            postprocess_ms=float(timing['postprocess']),
+            frames_processed=health.counters.processed,
+            frames_dropped=health.counters.dropped,
+            model=health.model,
+            engine=health.engine,
+            precision=health.precision,
+        )
+
+    def _age_ms(self, header: Header) -> float:
+        """Return the node's clock minus the stamp in ms; NaN for an image without a stamp."""
+        stamp = stamp_seconds(header.stamp)
+        if stamp == 0.0:
+            return math.nan
+        return (self._node.get_clock().now().nanoseconds * 1e-9 - stamp) * 1e3
+
+    def _complain(self, name: str) -> Any:
+        def on_incompatible_qos(_: Any) -> None:
+            topic = self._publishers[name].topic_name
+            self._log.warning(
+                f"a subscriber of '{topic}' asks for more than is offered and gets nothing: "
+                "subscribe best effort and volatile, or set 'output_qos' to reliable"
+            )
+
+        return on_incompatible_qos

@@ -1,0 +1,378 @@
+"""The parameters of the node: one table, from which they are declared, checked and documented.
+
+`config/depth.yaml` says the same for people; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Any, TypeAlias
+
+from briges_ros.errors import BrigesError
+
+Value: TypeAlias = bool | int | float | str | tuple[float, ...]
+
+# In an array "not given" is all zeros: a parameter file cannot hold an empty array (rclpy would
+# read it as "not set"), and a quaternion of zeros is no rotation, so nothing else is lost.
+NO_EXTRINSICS = (0.0,) * 7
+
+
+class ParameterError(BrigesError):
+    """A parameter that cannot be used; the text names it and says what it takes."""
+
+
+class Change(Enum):
+    """When a parameter may change."""
+
+    NEXT_FRAME = 'any time, from the next frame on'
+    CONFIGURE = 'while the node is unconfigured'
+    START = 'at start only'
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One row of the table.
+
+    Attributes:
+        name: the ROS name; the attribute of `Settings` has '_' for '.'.
+        default: also gives the type.
+        description: what it does, with what 0 or the like stands for.
+        change: when it may change.
+        unit: of a number; empty for none.
+        low, high: inclusive bounds of a number.
+        choices: of a string; empty for any.
+    """
+
+    name: str
+    default: Value
+    description: str
+    change: Change
+    unit: str = ''
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def type_name(self) -> str:
+        """The name of the type as ROS says it."""
+        names = {bool: 'bool', int: 'int', float: 'double', str: 'string', tuple: 'double[]'}
+        return names[type(self.default)]
+
+    def complaint(self, value: Any) -> str:
+        """Return why `value` cannot be had, or '' if it can."""
+        if self.choices and value not in self.choices:
+            return f"'{self.name}' is '{value}': choose one of {', '.join(self.choices)}"
+        numbers = (value or ()) if isinstance(self.default, tuple) else (value,)
+        if isinstance(self.default, (float, tuple)) and not all(map(math.isfinite, numbers)):
+            return f"'{self.name}' holds {value}: give finite numbers"
+        if self.low is not None and self.high is not None and not self.low <= value <= self.high:
+            unit = f' {self.unit}' if self.unit else ''
+            return f"'{self.name}' is {value}: give {self.low} to {self.high}{unit}"
+        return ''
+
+
+PARAMETERS: tuple[Parameter, ...] = (
+    Parameter(
+        'model',
+        'compact',
+        'Model bundle: a name that `briges models` lists, or the path of a bundle folder.',
+        Change.CONFIGURE,
+    ),
+    Parameter(
+        'backend',
+        'auto',
+        'Inference engine: auto (the fastest that loads), openvino or onnxruntime.',
+        Change.CONFIGURE,
+    ),
+    Parameter(
+        'token_budget',
+        0,
+        'Most image patches per frame: fewer are faster, more are sharper. 0: what the model was '
+        'made for.',
+        Change.NEXT_FRAME,
+        unit='patches',
+        low=0,
+        high=16384,
+    ),
+    Parameter(
+        'threads',
+        0,
+        'CPU threads of the inference engine. 0: as many as the engine likes.',
+        Change.CONFIGURE,
+        unit='threads',
+        low=0,
+        high=1024,
+    ),
+    Parameter(
+        'autostart',
+        False,
+        'Configure and activate on start, for use without a lifecycle manager.',
+        Change.START,
+    ),
+    Parameter(
+        'image_transport',
+        'raw',
+        "raw: sensor_msgs/Image on 'image'; compressed: sensor_msgs/CompressedImage on "
+        "'image/compressed'.",
+        Change.CONFIGURE,
+        choices=('raw', 'compressed'),
+    ),
+    Parameter(
+        'image_is_rectified',
+        False,
+        'The images are rectified: take P of camera_info instead of K and D.',
+        Change.NEXT_FRAME,
+    ),
+    Parameter(
+        'depth.encoding',
+        '32FC1',
+        'Encoding of depth/image: 32FC1 (metres; NaN unknown, +inf beyond range) or 16UC1 '
+        '(millimetres; 0 unknown or beyond range).',
+        Change.NEXT_FRAME,
+        choices=('32FC1', '16UC1'),
+    ),
+    Parameter(
+        'depth.min_range',
+        0.1,
+        'Nearer depth is published as unknown.',
+        Change.NEXT_FRAME,
+        unit='m',
+        low=0.001,
+        high=1000.0,
+    ),
+    Parameter(
+        'depth.max_range',
+        100.0,
+        'Farther depth is published as +inf.',
+        Change.NEXT_FRAME,
+        unit='m',
+        low=0.01,
+        high=10000.0,
+    ),
+    Parameter(
+        'points.stride',
+        1,
+        'Every n-th pixel of every n-th row goes into depth/points.',
+        Change.NEXT_FRAME,
+        unit='pixels',
+        low=1,
+        high=64,
+    ),
+    Parameter(
+        'output_qos',
+        'reliable',
+        'Reliability of the outputs. reliable: connects with every subscriber (RViz asks for '
+        'reliable, Nav2 for best effort). sensor_data: best effort, for lossy networks; a reliable '
+        'subscriber gets nothing.',
+        Change.CONFIGURE,
+        choices=('reliable', 'sensor_data'),
+    ),
+    Parameter(
+        'sparse.max_age',
+        0.2,
+        'Most that the stamps of an image and of the sparse measurements scaling it may differ.',
+        Change.NEXT_FRAME,
+        unit='s',
+        low=0.0,
+        high=10.0,
+    ),
+    Parameter(
+        'sparse.extrinsics',
+        NO_EXTRINSICS,
+        'Pose of the sparse sensor in the optical frame of the camera (T_camera_sensor): x, y, z '
+        'in metres, then the quaternion x, y, z, w. Wins over TF. All zero: not given, ask TF.',
+        Change.NEXT_FRAME,
+        unit='m, quaternion',
+    ),
+    Parameter(
+        'hold_duration',
+        5.0,
+        'How long the last scale is used when no sparse measurement fits any more.',
+        Change.CONFIGURE,
+        unit='s',
+        low=0.0,
+        high=3600.0,
+    ),
+    Parameter(
+        'prior.scale',
+        0.0,
+        'Scale to fall back on when none is measured: 1 / depth = scale * relative + shift. '
+        '0: none, so that depth without measurements is unknown.',
+        Change.CONFIGURE,
+        unit='1/m per unit of relative',
+        low=0.0,
+        high=1e6,
+    ),
+    Parameter(
+        'prior.shift',
+        0.0,
+        'Shift that goes with prior.scale.',
+        Change.CONFIGURE,
+        unit='1/m',
+        low=-1e6,
+        high=1e6,
+    ),
+)
+
+BY_NAME: dict[str, Parameter] = {parameter.name: parameter for parameter in PARAMETERS}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values of all parameters at one moment."""
+
+    model: str
+    backend: str
+    token_budget: int
+    threads: int
+    autostart: bool
+    image_transport: str
+    image_is_rectified: bool
+    depth_encoding: str
+    depth_min_range: float
+    depth_max_range: float
+    points_stride: int
+    output_qos: str
+    sparse_max_age: float
+    sparse_extrinsics: tuple[float, ...]
+    hold_duration: float
+    prior_scale: float
+    prior_shift: float
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Settings:
+        """Build from values by ROS name; names that the table lacks are ignored."""
+        found = {name.replace('.', '_'): value for name, value in values.items() if name in BY_NAME}
+        found['sparse_extrinsics'] = tuple(found.get('sparse_extrinsics') or NO_EXTRINSICS)
+        return cls(**{field.name: found[field.name] for field in fields(cls)})
+
+    @property
+    def prior(self) -> tuple[float, float] | None:
+        """The scale and shift that the user gave, or None."""
+        return (self.prior_scale, self.prior_shift) if self.prior_scale > 0 else None
+
+    @property
+    def extrinsics(self) -> tuple[float, ...] | None:
+        """The translation and quaternion that the user gave, or None."""
+        return self.sparse_extrinsics if any(self.sparse_extrinsics) else None
+
+
+def complaint(values: Mapping[str, Any]) -> str:
+    """Return why these values (by ROS name; some may be missing) cannot be had, or ''.
+
+    Checks each on its own, then those that have to fit each other.
+    """
+    for name, value in values.items():
+        if name in BY_NAME and (why := BY_NAME[name].complaint(value)):
+            return why
+    near, far = values.get('depth.min_range'), values.get('depth.max_range')
+    if near is not None and far is not None and near >= far:
+        return f"'depth.min_range' {near} m is not below 'depth.max_range' {far} m"
+    extrinsics = tuple(values.get('sparse.extrinsics') or NO_EXTRINSICS)
+    if len(extrinsics) != 7:
+        return (
+            f"'sparse.extrinsics' holds {len(extrinsics)} numbers: give x, y, z and the quaternion "
+            'x, y, z, w (or all zeros for none)'
+        )
+    norm = math.hypot(*extrinsics[3:])
+    if any(extrinsics) and abs(norm - 1) > 1e-2:
+        return (
+            f"'sparse.extrinsics' has a quaternion of length {norm:.4g}: give a unit quaternion "
+            'x, y, z, w after the translation (no rotation: 0, 0, 0, 1)'
+        )
+    return ''
+
+
+def refusal(changes: Mapping[str, Any], current: Mapping[str, Any], configured: bool) -> str:
+    """Return why a running node cannot take these changes, or ''.
+
+    Args:
+        changes: new values by ROS name.
+        current: the values in force (those declared so far).
+        configured: whether a model is loaded, so that what was read on configure is in use.
+    """
+    for name, value in changes.items():
+        parameter = BY_NAME.get(name)
+        if parameter is None or (name in current and value == current[name]):
+            continue
+        if parameter.change is Change.CONFIGURE and configured:
+            return (
+                f"'{name}' takes effect on configure: clean the node up first "
+                '(ros2 lifecycle set <node> cleanup), set it, then configure again'
+            )
+    return complaint({**current, **changes})
+
+
+class NodeParameters:
+    """The parameters of one node: declares the table, guards changes, reads settings."""
+
+    def __init__(self, node: Any) -> None:
+        """Declare everything on an rclpy node.
+
+        Raises:
+            ParameterError: a value given at start cannot be had.
+        """
+        from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+
+        self._node = node
+        self._names: list[str] = []
+        self.configured = False
+        node.add_on_set_parameters_callback(self._on_set)
+        for parameter in PARAMETERS:
+            default = parameter.default
+            try:
+                node.declare_parameter(
+                    parameter.name,
+                    list(default) if isinstance(default, tuple) else default,
+                    _descriptor(parameter),
+                )
+            except InvalidParameterTypeException as error:
+                hint = ' (with a decimal point)' if 'double' in parameter.type_name else ''
+                raise ParameterError(
+                    f"parameter '{parameter.name}' takes a {parameter.type_name}{hint}: {error}"
+                ) from error
+            except InvalidParameterValueException as error:
+                _, _, why = str(error).partition('Reason: ')
+                raise ParameterError(f'parameter {why or error}') from error
+            self._names.append(parameter.name)
+
+    def settings(self) -> Settings:
+        """Return the values in force now."""
+        return Settings.of(self._values())
+
+    def _values(self) -> dict[str, Any]:
+        return {name: self._node.get_parameter(name).value for name in self._names}
+
+    def _on_set(self, changes: Iterable[Any]) -> Any:
+        from rcl_interfaces.msg import SetParametersResult
+
+        values = {change.name: change.value for change in changes}
+        why = refusal(values, self._values(), self.configured)
+        return SetParametersResult(successful=not why, reason=why)
+
+
+def _descriptor(parameter: Parameter) -> Any:
+    """Return the ROS descriptor of a row."""
+    from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+
+    unit = f' [{parameter.unit}]' if parameter.unit else ''
+    descriptor = ParameterDescriptor(
+        description=f'{parameter.description}{unit} Changes {parameter.change.value}.',
+        read_only=parameter.change is Change.START,
+        additional_constraints=f'One of: {", ".join(parameter.choices)}.'
+        if parameter.choices
+        else '',
+    )
+    if parameter.low is not None and parameter.high is not None:
+        if isinstance(parameter.default, float):
+            descriptor.floating_point_range = [
+                FloatingPointRange(from_value=float(parameter.low), to_value=float(parameter.high))
+            ]
+        else:
+            descriptor.integer_range = [
+                IntegerRange(from_value=int(parameter.low), to_value=int(parameter.high), step=1)
+            ]
+    return descriptor

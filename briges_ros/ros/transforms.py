@@ -1,0 +1,116 @@
+"""Where a sparse sensor sits in the camera: by frame name, by parameter, or by TF.
+
+tf2_ros comes with a ROS installation and cannot be had from PyPI, so it is optional: this is the
+only module that imports it. Without it the parameter `sparse.extrinsics` says where the sensor is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rclpy.time import Time
+
+from briges_ros.errors import BrigesError
+
+try:
+    import tf2_ros
+except ImportError:
+    tf2_ros = None
+
+_PARAMETER_HINT = (
+    "set the parameter 'sparse.extrinsics' (x, y, z, qx, qy, qz, qw of the sensor in the camera)"
+)
+
+
+class TransformError(BrigesError):
+    """The pose of a sensor in the camera is not known; the text says how to give it."""
+
+
+class Transforms:
+    """Looks poses up; one per activation of the node."""
+
+    def __init__(self, node: Any) -> None:
+        self._buffer = None
+        self._listener = None
+        if tf2_ros is not None:
+            self._buffer = tf2_ros.Buffer(node=node)
+            self._listener = tf2_ros.TransformListener(self._buffer, node, spin_thread=False)
+
+    def close(self) -> None:
+        """Stop listening to /tf."""
+        if self._listener is not None:
+            self._listener.unregister()
+            self._listener = None
+        self._buffer = None
+
+    def camera_from_sensor(
+        self,
+        camera_frame: str,
+        sensor_frame: str,
+        stamp: Any,
+        extrinsics: Sequence[float] | None,
+    ) -> np.ndarray | None:
+        """Return T_camera_sensor, which maps points of the sensor to the optical frame.
+
+        The frame itself needs no transform; else the parameter wins; else TF is asked, at the
+        time of the measurement or, where TF has not got that far, for the latest.
+
+        Args:
+            camera_frame: frame_id of the image.
+            sensor_frame: frame_id of the measurement.
+            stamp: builtin_interfaces/Time of the measurement.
+            extrinsics: x, y, z in metres and the quaternion x, y, z, w; None: not given.
+
+        Returns:
+            (4, 4) float64, or None for the identity.
+
+        Raises:
+            TransformError: none of the ways knows the pose.
+        """
+        if sensor_frame and sensor_frame == camera_frame:
+            return None
+        if extrinsics is not None:
+            return matrix(extrinsics[:3], extrinsics[3:])
+        if not sensor_frame or not camera_frame:
+            raise TransformError(
+                f"its frame_id is '{sensor_frame}' and the image's is '{camera_frame}': have both "
+                f'drivers fill frame_id, or {_PARAMETER_HINT}'
+            )
+        if self._buffer is None:
+            raise TransformError(
+                f"its frame '{sensor_frame}' is not the image's frame '{camera_frame}', and "
+                f'without tf2_ros the pose cannot be looked up: install tf2_ros, or '
+                f'{_PARAMETER_HINT}'
+            )
+        try:
+            found = self._lookup(camera_frame, sensor_frame, Time.from_msg(stamp))
+        except tf2_ros.TransformException as error:
+            raise TransformError(
+                f"its frame '{sensor_frame}' has no transform to the image's frame "
+                f"'{camera_frame}' ({error}): publish it on /tf or /tf_static, or "
+                f'{_PARAMETER_HINT}'
+            ) from error
+        t, q = found.transform.translation, found.transform.rotation
+        return matrix((t.x, t.y, t.z), (q.x, q.y, q.z, q.w))
+
+    def _lookup(self, target: str, source: str, time: Time) -> Any:
+        assert self._buffer is not None
+        try:
+            return self._buffer.lookup_transform(target, source, time)
+        except tf2_ros.ExtrapolationException:
+            return self._buffer.lookup_transform(target, source, Time())
+
+
+def matrix(translation: Sequence[float], quaternion: Sequence[float]) -> np.ndarray:
+    """Return the (4, 4) float64 transform of a translation and a quaternion x, y, z, w."""
+    x, y, z, w = np.asarray(quaternion, np.float64) / np.linalg.norm(quaternion)
+    transform = np.eye(4)
+    transform[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    transform[:3, 3] = translation
+    return transform
