@@ -1,13 +1,14 @@
-"""Metric monocular depth for ROS 2: a frozen depth network, scaled to metres by whatever sparse sensor is there.
+"""Metric monocular depth for ROS 2: a depth network, scaled to metres by a sparse sensor.
 
     from briges_ros import Anchors, CameraModel, DepthPipeline
 
     pipeline = DepthPipeline.load('compact')
     frame = pipeline(image, camera=camera, anchors=anchors)  # (H, W, 3) uint8 RGB in
-    frame.depth                                              # (H, W) float32 metres out, NaN where unknown
+    frame.depth                          # (H, W) float32 metres out, NaN where unknown
 
-The library needs neither ROS nor torch. Its public names are loaded on first use, so that ``import briges_ros`` (which
-every launch file and every message import pays for) stays free of NumPy, OpenCV and the inference engines.
+The library needs neither ROS nor torch. Its public names are loaded on first use, so that
+``import briges_ros`` (which every launch file and every message import pays for) stays free of
+NumPy, OpenCV and the inference engines.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ __version__ = '0.1.0'
 
 __all__ = ['Anchors', 'BrigesError', 'CameraModel', 'DepthFrame', 'DepthPipeline', '__version__']
 
-# A build generates briges_ros.msg into the install space, not into the source tree. A checkout that comes first on
-# sys.path (an interpreter started in the repository root) would hide it; this lets the two portions join.
+# A build generates briges_ros.msg into the install space, not into the source tree. A checkout that
+# comes first on sys.path (python started in the repository root) would hide it; so join the two.
 __path__ = extend_path(__path__, __name__)
 
 _HOME = {
