@@ -259,7 +259,7 @@ def array_to_image(pixels: np.ndarray, encoding: str, header: Header) -> Image:
         encoding=encoding,
         is_bigendian=int(_BIG_ENDIAN),
         step=pixels.nbytes // height,
-        data=_bytes(pixels),
+        data=byte_array(pixels),
     )
 
 
@@ -277,7 +277,7 @@ def packed_to_cloud(packed: np.ndarray, header: Header) -> PointCloud2:
         is_bigendian=False,
         point_step=POINT_STEP,
         row_step=POINT_STEP * width,
-        data=_bytes(packed),
+        data=byte_array(packed),
         is_dense=False,
     )
 
@@ -299,7 +299,7 @@ def info_for(message: CameraInfo, header: Header) -> CameraInfo:
     )
 
 
-def _bytes(values: np.ndarray) -> array.array:
+def byte_array(values: np.ndarray) -> array.array:
     """Return the memory of an array in the one type that a uint8[] field takes without a copy.
 
     Assigning the ndarray itself, a memoryview or bytes makes rclpy check or copy a megabyte

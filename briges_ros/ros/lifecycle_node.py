@@ -17,7 +17,6 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock
-from rclpy.clock_type import ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.utilities import get_rmw_implementation_identifier
 from std_srvs.srv import Trigger
@@ -25,6 +24,7 @@ from std_srvs.srv import Trigger
 from briges_ros.errors import BrigesError
 from briges_ros.pipeline import DepthPipeline
 from briges_ros.ros.camera_input import CameraInput, ImageMessage
+from briges_ros.ros.compat import ClockType
 from briges_ros.ros.frame_processor import FrameProcessor
 from briges_ros.ros.frame_worker import FrameWorker
 from briges_ros.ros.health import Counters, Health, diagnostics

@@ -15,15 +15,11 @@ from briges_ros.depth_image import colorize, to_millimetres
 from briges_ros.errors import BrigesError
 from briges_ros.pipeline import DepthFrame
 from briges_ros.point_cloud import pack_xyzrgb
+from briges_ros.ros.compat import PublisherEventCallbacks
 from briges_ros.ros.conversions import array_to_image, info_for, packed_to_cloud, stamp_seconds
 from briges_ros.ros.health import Health
 from briges_ros.ros.parameters import Settings
 from briges_ros.ros.throttle import ThrottledLog
-
-try:
-    from rclpy.event_handler import PublisherEventCallbacks
-except ImportError:  # Humble
-    from rclpy.qos_event import PublisherEventCallbacks
 
 _DEPTH = 5  # messages kept for a slow subscriber; of clouds this is tens of megabytes
 
