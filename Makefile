@@ -15,7 +15,7 @@ DATA ?=
 ARGS ?=
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 WITH_ROS := source scripts/env.sh;
 SAY := printf '==> %s\n'
 

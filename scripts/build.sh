@@ -9,7 +9,7 @@ export AMENT_PREFIX_PATH=$VIRTUAL_ENV CMAKE_PREFIX_PATH=$VIRTUAL_ENV
 mkdir -p build install log
 find install -xtype l -delete # links to files that are gone
 
-if ! colcon build --symlink-install --event-handlers console_cohesion- \
+if ! colcon build --symlink-install \
   --cmake-args "-DPython3_EXECUTABLE=$VIRTUAL_ENV/bin/python" -DBUILD_TESTING=OFF \
   >log/setup.txt 2>&1; then
   cat log/setup.txt >&2

@@ -8,7 +8,7 @@
 _briges_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 if [ ! -f "$_briges_root/.venv/bin/activate" ] ||
-   [ ! -f "$_briges_root/install/local_setup.bash" ]; then
+   [ ! -f "$_briges_root/install/briges_ros/share/briges_ros/local_setup.bash" ]; then
   echo "briges_ros: $_briges_root is not set up yet: run 'make setup' there" >&2
   unset _briges_root
   return 1
