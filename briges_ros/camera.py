@@ -1,8 +1,8 @@
 """Camera models: from pixels to rays and from points to pixels.
 
-Conventions, as ROS has them (REP 103, REP 104, sensor_msgs/CameraInfo): the optical frame has x to the
-right, y down and z forward; pixel (u, v) with whole numbers is the *centre* of a pixel, so an image of
-width W covers u from -0.5 to W - 0.5.
+Conventions, as ROS has them (REP 103, REP 104, sensor_msgs/CameraInfo): the optical frame has x to
+the right, y down and z forward; pixel (u, v) with whole numbers is the *centre* of a pixel, so an
+image of width W covers u from -0.5 to W - 0.5.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
-# Newton's method on the distortion polynomial squares its error in each step, so a ray that is not found
-# in this many steps does not exist.
+# Newton's method on the distortion polynomial squares its error in each step, so a ray that is not
+# found in this many steps does not exist.
 _MAX_NEWTON_STEPS = 30
 _CONVERGED = 1e-9  # in x/z: a millionth of a pixel at a focal length of 1000
 
@@ -27,24 +27,26 @@ _CONVERGED = 1e-9  # in x/z: a millionth of a pixel at a focal length of 1000
 class CameraModel:
     """Intrinsics of a pinhole camera with optional Brown-Conrady ('plumb_bob') distortion.
 
-    A raw image is described by `K` and `D`, a rectified one by `P` (REP 104); `rectified` says which of
-    them the image at hand is. `D` and `model` are not looked at when the image is rectified. The
-    rectifying rotation R is not part of the model: points go in and come out in the frame of the
-    (rectified) camera.
+    A raw image is described by `K` and `D`, a rectified one by `P` (REP 104); `rectified` says
+    which of them the image at hand is. `D` and `model` are not looked at when the image is
+    rectified. The rectifying rotation R is not part of the model: points go in and come out in the
+    frame of the (rectified) camera.
 
     Args:
         width: Image width in pixels.
         height: Image height in pixels.
-        K: (3, 3) or flat (9,) intrinsics of the raw image, [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], pixels.
-        D: Distortion coefficients (k1, k2, p1, p2[, k3]) in OpenCV's order, or none for an image without
-            distortion.
-        model: Distortion model as CameraInfo names it. An empty name counts as 'plumb_bob' if there is
-            no distortion, since simulated cameras often leave it out.
+        K: (3, 3) or flat (9,) intrinsics of the raw image, [[fx, 0, cx], [0, fy, cy], [0, 0, 1]],
+            pixels.
+        D: Distortion coefficients (k1, k2, p1, p2[, k3]) in OpenCV's order, or none for an image
+            without distortion.
+        model: Distortion model as CameraInfo names it. An empty name counts as 'plumb_bob' if there
+            is no distortion, since simulated cameras often leave it out.
         P: (3, 4) or flat (12,) projection matrix of the rectified image, needed if `rectified`.
         rectified: True if the image was rectified, so that `P` holds for it.
 
     Raises:
-        ValueError: Size, intrinsics or distortion that cannot be right; the message says how to mend it.
+        ValueError: Size, intrinsics or distortion that cannot be right; the message says how to
+            mend it.
     """
 
     width: int
@@ -82,8 +84,8 @@ class CameraModel:
             self._keep('model', 'plumb_bob')
         if self.model != 'plumb_bob':
             raise ValueError(
-                f"distortion model '{self.model}' is not supported, only 'plumb_bob'; rectify the image "
-                '(image_proc) and use the rectified topic'
+                f"distortion model '{self.model}' is not supported, only 'plumb_bob'; rectify the "
+                'image (image_proc) and use the rectified topic'
             )
         if self.D.size not in (0, 4, 5):
             raise ValueError(
@@ -95,7 +97,7 @@ class CameraModel:
 
     @classmethod
     def from_fov(cls, width: int, height: int, horizontal_fov: float) -> CameraModel:
-        """Makes an ideal camera, square pixels and centred, from its horizontal field of view.
+        """Make an ideal camera, square pixels and centred, from its horizontal field of view.
 
         Args:
             width: Image width in pixels.
@@ -158,7 +160,8 @@ class CameraModel:
         y = (np.arange(self.height) - self.cy) / self.fy
         rays = np.empty((self.height, self.width, 2), np.float32)
         if self.distorted:
-            # In bands of rows: the float64 temporaries of a whole image would not stay in the cache.
+            # In bands of rows: the float64 temporaries of a whole image would not stay in the
+            # cache.
             rows = max(1, 65536 // self.width)
             for top in range(0, self.height, rows):
                 band = np.meshgrid(x, y[top : top + rows])
@@ -170,28 +173,29 @@ class CameraModel:
         return rays
 
     def rays(self) -> npt.NDArray[np.float32]:
-        """Viewing ray of every pixel.
+        """Give the viewing ray of every pixel.
 
         Computed at the first call (some 0.1 s for a distorted VGA image) and kept.
 
         Returns:
-            (height, width, 2) float32, read-only: x/z and y/z at each pixel centre. NaN where the lens
-            model has no ray for the pixel, which happens in corners beyond its calibrated field.
+            (height, width, 2) float32, read-only: x/z and y/z at each pixel centre. NaN where the
+            lens model has no ray for the pixel, which happens in corners beyond its calibrated
+            field.
         """
         return self._rays
 
     def project(
         self, xyz: npt.NDArray[np.floating[Any]]
     ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-        """Projects points of the optical frame into the image.
+        """Project points of the optical frame into the image.
 
         Args:
             xyz: (N, 3) points, metres.
 
         Returns:
-            uv: (N, 2) float64 pixels. NaN for points that have no place in the image plane: not finite,
-                at or behind the camera, or so far off the axis that the distortion polynomial folds
-                back (it would put them inside the image).
+            uv: (N, 2) float64 pixels. NaN for points that have no place in the image plane: not
+                finite, at or behind the camera, or so far off the axis that the distortion
+                polynomial folds back (it would put them inside the image).
             in_view: (N,) bool, True where the point falls on the image.
 
         Raises:
@@ -218,7 +222,7 @@ class CameraModel:
         return uv, in_view
 
     def scaled(self, width: int, height: int) -> CameraModel:
-        """The camera of the same image resized to another size.
+        """Give the camera of the same image resized to another size.
 
         Edges of the image stay edges, as cv2.resize has it: u' + 0.5 = (u + 0.5) * width' / width.
 
@@ -232,7 +236,7 @@ class CameraModel:
         sx, sy = width / self.width, height / self.height
 
         def resized(matrix: FloatArray) -> FloatArray:
-            out = matrix * np.array([[sx], [sy], [1.0]])
+            out: FloatArray = matrix * np.array([[sx], [sy], [1.0]])
             out[0, 2] += 0.5 * sx - 0.5
             out[1, 2] += 0.5 * sy - 0.5
             return out
@@ -244,8 +248,9 @@ class CameraModel:
 class _PlumbBob:
     """Brown-Conrady distortion of normalised image coordinates (x/z, y/z).
 
-    x' = x (1 + k1 r^2 + k2 r^4 + k3 r^6) + 2 p1 x y + p2 (r^2 + 2 x^2), and y' likewise (OpenCV, calib3d).
-    The polynomial stands for the lens only out to where it stops growing; past that it folds back.
+    x' = x (1 + k1 r^2 + k2 r^4 + k3 r^6) + 2 p1 x y + p2 (r^2 + 2 x^2), and y' likewise (OpenCV,
+    calib3d). The polynomial stands for the lens only out to where it stops growing; past that it
+    folds back.
     """
 
     def __init__(self, D: FloatArray) -> None:
@@ -265,7 +270,7 @@ class _PlumbBob:
         )
 
     def jacobian(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Derivatives (dx'/dx, dx'/dy = dy'/dx, dy'/dy)."""
+        """Give the derivatives (dx'/dx, dx'/dy = dy'/dx, dy'/dy)."""
         r2 = x * x + y * y
         radial = 1 + r2 * (self.k1 + r2 * (self.k2 + r2 * self.k3))
         slope = 2 * (self.k1 + r2 * (2 * self.k2 + r2 * 3 * self.k3))
@@ -276,12 +281,12 @@ class _PlumbBob:
         )
 
     def is_valid(self, x: FloatArray, y: FloatArray) -> npt.NDArray[np.bool_]:
-        """Whether (x, y) lies where the polynomial is still one to one."""
+        """Tell whether (x, y) lies where the polynomial is still one to one."""
         a, b, d = self.jacobian(x, y)
         return (x * x + y * y < self.max_r2) & (a * d > b * b) & (a + d > 0)
 
     def undistort(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Inverts `distort` by Newton's method; NaN where there is no solution in the valid part."""
+        """Invert `distort` by Newton's method; NaN where the valid part has no solution."""
         shape = x.shape
         target_x, target_y = x.ravel(), y.ravel()
         # A start beyond the turn would run to the wrong branch.
@@ -319,7 +324,9 @@ def _read_only(array: FloatArray) -> FloatArray:
 def _matrix(values: npt.ArrayLike, shape: tuple[int, int], name: str) -> FloatArray:
     array = np.asarray(values, dtype=np.float64)
     if array.size != shape[0] * shape[1]:
-        raise ValueError(f'{name} must be a {shape[0]} x {shape[1]} matrix, got shape {array.shape}')
+        raise ValueError(
+            f'{name} must be a {shape[0]} x {shape[1]} matrix, got shape {array.shape}'
+        )
     return _read_only(array.reshape(shape))
 
 

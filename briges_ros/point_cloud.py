@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -17,7 +18,7 @@ POINT_STEP = 16  # bytes of a packed point
 def organised_points(
     depth: npt.NDArray[np.float32], camera: CameraModel, stride: int = 1
 ) -> npt.NDArray[np.float32]:
-    """Back-projects a depth image to points of the optical frame.
+    """Back-project a depth image to points of the optical frame.
 
     Args:
         depth: (H, W) float32 metres along optical Z.
@@ -25,8 +26,8 @@ def organised_points(
         stride: Takes every `stride`-th row and column, starting with the first.
 
     Returns:
-        (h, w, 3) float32 metres, h = ceil(H / stride) and w likewise. All three NaN where the depth is
-        not a finite positive number, or the pixel has no ray.
+        (h, w, 3) float32 metres, h = ceil(H / stride) and w likewise. All three NaN where the depth
+        is not a finite positive number, or the pixel has no ray.
 
     Raises:
         ValueError: Depth and camera differ in size, or the stride is less than 1.
@@ -40,9 +41,9 @@ def organised_points(
         raise ValueError(f'stride must be at least 1, got {stride}')
     rays = camera.rays()[::stride, ::stride]
     z = np.array(depth[::stride, ::stride], dtype=np.float32)
-    np.putmask(z, ~((z > 0) & (z < np.inf)), np.nan)
+    np.copyto(z, np.float32(math.nan), where=~((z > 0) & (z < np.inf)))
     if camera.distorted:
-        np.putmask(z, np.isnan(rays[..., 0]), np.nan)
+        np.copyto(z, np.float32(math.nan), where=np.isnan(rays[..., 0]))
     points = np.empty((*z.shape, 3), np.float32)
     np.multiply(rays[..., 0], z, out=points[..., 0])
     np.multiply(rays[..., 1], z, out=points[..., 1])
@@ -53,9 +54,10 @@ def organised_points(
 def pack_xyzrgb(
     points: npt.NDArray[np.float32], image: npt.NDArray[np.uint8] | None, stride: int = 1
 ) -> npt.NDArray[np.uint8]:
-    """Packs an organised cloud as the data of a sensor_msgs/PointCloud2.
+    """Pack an organised cloud as the data of a sensor_msgs/PointCloud2.
 
-    Fields: x, y, z as FLOAT32 at 0, 4, 8 and rgb as FLOAT32 at 12 (bytes b, g, r, 0: the layout PCL and
+    Fields: x, y, z as FLOAT32 at 0, 4, 8 and rgb as FLOAT32 at 12 (bytes b, g, r, 0: the layout PCL
+        and
     RViz expect); point_step 16, little endian, row_step 16 * w.
 
     Args:
@@ -70,22 +72,20 @@ def pack_xyzrgb(
         ValueError: Image, stride and points do not fit together.
     """
     h, w = points.shape[:2]
-    colors = np.full((h, w, 4), (255, 255, 255, 0), np.uint8)
-    if image is not None:
+    # A fourth channel, to hold the colour.
+    packed = np.asarray(cv2.cvtColor(np.ascontiguousarray(points), cv2.COLOR_RGB2RGBA))
+    rgb = packed.view(np.uint32)[..., 3]
+    if image is None:
+        rgb[...] = 0xFFFFFF
+    else:
         image = image[::stride, ::stride]
         if image.shape != (h, w, 3):
             raise ValueError(
                 f'points of {h} x {w} do not fit an image of {image.shape} after stride {stride}; '
                 'give the image and the stride the points were made from'
             )
-        # b, g, r from r, g, b; the fourth byte stays 0.
-        cv2.mixChannels([np.ascontiguousarray(image)], [colors], [0, 2, 1, 1, 2, 0])
-    colors[..., 3] = 0
-    packed = np.empty((h, w, 4), '<f4')
-    # mixChannels copies bits, not numbers, so the colour bytes survive as a float.
-    cv2.mixChannels(
-        [np.ascontiguousarray(points), colors.view('<f4')], [packed], [0, 0, 1, 1, 2, 2, 3, 3]
-    )
+        bgra = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2BGRA)
+        np.bitwise_and(bgra.view(np.uint32)[..., 0], np.uint32(0xFFFFFF), out=rgb)
     return packed.view(np.uint8).reshape(h, w * POINT_STEP)
 
 
@@ -94,7 +94,7 @@ def write_ply(
     points: npt.NDArray[np.float32],
     colors: npt.NDArray[np.uint8],
 ) -> int:
-    """Writes the finite points of a cloud as a binary little-endian PLY file.
+    """Write the finite points of a cloud as a binary little-endian PLY file.
 
     The file appears complete or not at all: it is written beside its place and then moved there.
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
-
-import cv2
 
 from briges_ros.camera import CameraModel
 
 Vector = npt.NDArray[np.float32]
 
-# Noise of a sensor nobody described: 2 cm, and half a percent of the range. It covers spinning LiDAR
-# (2-3 cm), and calibration that is a little off.
+# Noise of a sensor nobody described: 2 cm, and half a percent of the range. It covers spinning
+# LiDAR (2-3 cm), and calibration that is a little off.
 _SIGMA_FLOOR = 0.02
 _SIGMA_PER_METRE = 0.005
 
-# Occlusion, see `_hidden`. The cell is 0.16 degrees: 2 pixels at the focal length of KITTI, where the rows
-# of a 64-beam LiDAR are 5 pixels apart. The widest window, +-7 cells, spans the gap of a 16-beam LiDAR.
+# Occlusion, see `_hidden`. The cell is 0.16 degrees: 2 pixels at the focal length of KITTI, where
+# the rows of a 64-beam LiDAR are 5 pixels apart. The widest window, +-7 cells, spans the gap of a
+# 16-beam LiDAR.
 _CELL_RADIANS = 0.0028
 _WINDOWS = (0, 1, 3, 7)
 _OCCLUDER_MARGIN = 0.1
@@ -54,7 +54,9 @@ class Anchors:
                     f'{values.shape} and u {np.shape(self.u)}'
                 )
             if not np.isfinite(values).all():
-                raise ValueError(f'{name} holds values that are not finite; leave those anchors out')
+                raise ValueError(
+                    f'{name} holds values that are not finite; leave those anchors out'
+                )
             object.__setattr__(self, name, values)
         if (self.depth <= 0).any() or (self.sigma <= 0).any():
             raise ValueError('depth and sigma of anchors must be positive; leave the others out')
@@ -64,7 +66,7 @@ class Anchors:
 
     @classmethod
     def empty(cls) -> Anchors:
-        """No anchors at all."""
+        """Make no anchors at all."""
         none = np.empty(0, np.float32)
         return cls(none, none, none, none)
 
@@ -78,14 +80,15 @@ class Anchors:
         min_range: float = 0.1,
         max_range: float = 200.0,
     ) -> Anchors:
-        """Projects points of a LiDAR or another range sensor into the image.
+        """Project points of a LiDAR or another range sensor into the image.
 
-        Points that are not finite, out of range or out of view are dropped. So are points the sensor
-        sees but the camera does not: a sensor mounted apart from the camera looks past the edges of near
-        objects, and its points on the background would land on those objects in the image. Whether and
-        where that can happen follows from the translation of `T_camera_sensor`. So give the points as
-        the sensor measured them, with their transform; points moved to the camera frame beforehand (no
-        transform) are taken to be seen from the camera, and none is dropped as hidden.
+        Points that are not finite, out of range or out of view are dropped. So are points the
+        sensor sees but the camera does not: a sensor mounted apart from the camera looks past the
+        edges of near objects, and its points on the background would land on those objects in the
+        image. Whether and where that can happen follows from the translation of `T_camera_sensor`.
+        So give the points as the sensor measured them, with their transform; points moved to the
+        camera frame beforehand (no transform) are taken to be seen from the camera, and none is
+        dropped as hidden.
 
         Args:
             xyz: (N, 3) points in the sensor's frame, metres.
@@ -106,18 +109,23 @@ class Anchors:
         xyz = np.asarray(xyz)
         if xyz.ndim != 2 or xyz.shape[1] != 3:
             raise ValueError(f'points must be an (N, 3) array, got {xyz.shape}')
+        xyz = xyz.astype(np.result_type(xyz, np.float32), copy=False)
         origin = np.zeros(3)
         if T_camera_sensor is not None:
             T = _rigid(T_camera_sensor)
             origin = T[:3, 3]
-            xyz = xyz @ T[:3, :3].T.astype(xyz.dtype) + origin.astype(xyz.dtype)
-        uv, keep = camera.project(xyz)
-        keep &= (xyz[:, 2] >= min_range) & (xyz[:, 2] <= max_range)
-        index = np.flatnonzero(keep)
-        uv, xyz = uv[index], xyz[index]
-        visible = ~_hidden(uv, xyz, origin, camera)
-        index, uv, z = index[visible], uv[visible], xyz[visible, 2]
-        return cls(uv[:, 0], uv[:, 1], z, _sigma(sigma, z, len(keep), index))
+            xyz = np.einsum('ij,kj->ik', xyz, T[:3, :3].astype(xyz.dtype))
+            xyz += origin.astype(xyz.dtype)
+        count = len(xyz)
+        # A spinning LiDAR sees all around: the range comes first, as it halves the work.
+        index = np.flatnonzero((xyz[:, 2] >= min_range) & (xyz[:, 2] <= max_range))
+        uv, in_view = camera.project(xyz[index])
+        index, uv = index[in_view], uv[in_view]
+        visible = ~_hidden(uv, xyz[index], origin, camera)
+        index, uv = index[visible], uv[visible]
+        u, v = uv.T.astype(np.float32)
+        z = xyz[index, 2].astype(np.float32)
+        return cls(u, v, z, _sigma(sigma, z, count, index))
 
     @classmethod
     def from_depth(
@@ -126,10 +134,10 @@ class Anchors:
         max_count: int = 20000,
         sigma: npt.ArrayLike | None = None,
     ) -> Anchors:
-        """Takes the valid pixels of a depth image that is registered to the camera's image.
+        """Take the valid pixels of a depth image that is registered to the camera's image.
 
-        The depth image must have the size of the camera's image; a depth image of another size, or of
-        another camera, is points to project (`from_points`).
+        The depth image must have the size of the camera's image; a depth image of another size, or
+        of another camera, is points to project (`from_points`).
 
         Args:
             depth: (H, W) metres along optical Z; NaN, infinite, 0 or negative is no measurement.
@@ -147,6 +155,9 @@ class Anchors:
         if depth.ndim != 2:
             raise ValueError(f'depth must be an (H, W) array, got {depth.shape}')
         index = np.flatnonzero((depth > 0) & (depth < np.inf))
+        if len(index) > 4 * max_count:
+            # Every so many-th first: quicker, and as even where so many pixels are valid.
+            index = index[np.arange(4 * max_count) * len(index) // (4 * max_count)]
         v, u = np.divmod(index, depth.shape[1])
         if len(index) > max_count:
             chosen = _even_choice(u, v, max_count)
@@ -154,10 +165,15 @@ class Anchors:
         z = depth.ravel()[index]
         if sigma is not None and np.ndim(sigma) == 2:
             sigma = np.ravel(sigma)
-        return cls(u, v, z, _sigma(sigma, z, depth.size, index))
+        return cls(
+            u.astype(np.float32),
+            v.astype(np.float32),
+            z.astype(np.float32),
+            _sigma(sigma, z, depth.size, index),
+        )
 
     def thinned(self, max_count: int) -> Anchors:
-        """At most `max_count` of the anchors, chosen evenly over the image; always the same ones.
+        """Keep at most `max_count` of the anchors, evenly over the image, always the same ones.
 
         Args:
             max_count: Number to keep.
@@ -172,29 +188,30 @@ class Anchors:
 
 
 def _rigid(T: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    T = np.asarray(T, dtype=np.float64)
-    if T.shape != (4, 4) or not np.isfinite(T).all():
+    checked = np.asarray(T, dtype=np.float64)
+    if checked.shape != (4, 4) or not np.isfinite(checked).all():
         raise ValueError('T_camera_sensor must be a (4, 4) matrix of finite numbers')
-    R = T[:3, :3]
+    R = checked[:3, :3]
     if not np.allclose(R @ R.T, np.eye(3), atol=1e-3) or np.linalg.det(R) < 0:
         raise ValueError(
             'T_camera_sensor is not a rigid transform: its rotation part must be orthonormal'
         )
-    return T
+    return checked
 
 
 def _sigma(
     sigma: npt.ArrayLike | None, z: npt.NDArray[Any], count: int, index: npt.NDArray[np.intp]
-) -> npt.NDArray[Any]:
-    """Standard deviations of the anchors `index` out of `count` measurements."""
+) -> Vector:
+    """Give the standard deviations of the anchors `index` out of `count` measurements."""
     if sigma is None:
-        return _SIGMA_FLOOR + _SIGMA_PER_METRE * z
+        return (_SIGMA_FLOOR + _SIGMA_PER_METRE * z).astype(np.float32)
     values = np.asarray(sigma, dtype=np.float32)
     if values.ndim == 0:
         return np.broadcast_to(values, z.shape)
     if values.shape != (count,):
         raise ValueError(
-            f'sigma must be one number or have one for each measurement ({count}), got {values.shape}'
+            f'sigma must be one number, or one for each of the {count} measurements, '
+            f'got {values.shape}'
         )
     return values[index]
 
@@ -205,18 +222,19 @@ def _hidden(
     origin: npt.NDArray[np.float64],
     camera: CameraModel,
 ) -> npt.NDArray[np.bool_]:
-    """Finds points the sensor sees but the camera does not.
+    """Find points the sensor sees but the camera does not.
 
-    Between the sensor's view and the camera's, a point moves by a parallax that is proportional to its
-    inverse depth. Points of one surface that both see keep their order in the image; a far point that
-    comes to lie behind a near one has changed places with it, so its parallax relative to that
-    one is greater than their distance in the image (the ordering constraint of stereo matching). Hence a
-    point is taken as hidden if, in a window of r pixels around it, some point is nearer by more than a
-    margin and differs in parallax by more than r. Steep surfaces pass, as their parallax changes
-    slower than their image; and without a baseline there is no parallax, and nothing is hidden.
+    Between the sensor's view and the camera's, a point moves by a parallax that is proportional to
+    its inverse depth. Points of one surface that both see keep their order in the image; a far
+    point that comes to lie behind a near one has changed places with it, so its parallax relative
+    to that one is greater than their distance in the image (the ordering constraint of stereo
+    matching). Hence a point is taken as hidden if, in a window of r pixels around it, some point is
+    nearer by more than a margin and differs in parallax by more than r. Steep surfaces pass, as
+    their parallax changes slower than their image; and without a baseline there is no parallax, and
+    nothing is hidden.
 
-    Visible points within r of an object's edge are lost too. There are enough others, and those are where
-    depth maps are blurred anyway.
+    Visible points within r of an object's edge are lost too. There are enough others, and those are
+    where depth maps are blurred anyway.
 
     Args:
         uv: (N, 2) pixels, inside the image.
@@ -230,7 +248,8 @@ def _hidden(
     hidden = np.zeros(len(xyz), np.bool_)
     if not len(xyz) or not origin.any():
         return hidden
-    # To first order in the baseline b, a point on the ray (x, y, 1) shifts by f (b_xy - b_z (x, y)) / z.
+    # To first order in the baseline b, a point on the ray r = (x, y, 1) shifts by
+    # f (b_xy - b_z r_xy) / z.
     inverse = (1.0 / xyz[:, 2]).astype(np.float32)
     rays = xyz[:, :2] * inverse[:, None]
     baseline = np.hypot(
@@ -251,14 +270,14 @@ def _hidden(
             break
         window = cv2.dilate(nearest, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
         near = window.reshape(-1)[flat]
-        hidden |= (near > (1 + _OCCLUDER_MARGIN) * inverse) & (baseline * (near - inverse) > distance)
+        hidden |= (near > (1 + _OCCLUDER_MARGIN) * inverse) & (
+            baseline * (near - inverse) > distance
+        )
     return hidden
 
 
-def _even_choice(
-    u: npt.NDArray[Any], v: npt.NDArray[Any], max_count: int
-) -> npt.NDArray[np.intp]:
-    """Chooses `max_count` of more points evenly over the area they cover.
+def _even_choice(u: npt.NDArray[Any], v: npt.NDArray[Any], max_count: int) -> npt.NDArray[np.intp]:
+    """Choose `max_count` of more points evenly over the area they cover.
 
     The area is cut into about as many square cells as points are wanted; every cell gives its first
     point, then every cell that has one its second, and so on.

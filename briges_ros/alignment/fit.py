@@ -1,39 +1,44 @@
 """Robust fit of scale and shift: 1/z = scale * relative + shift.
 
-What is minimised. An inverse depth y = s p + t that is off from a true 1/z has the *relative* error
-e = y z - 1. A depth network errs by a part of the depth (around a tenth, near and far alike), so e has about
-the same spread everywhere, whereas an error in inverse depth would count near things alone, and an error
-in metres far ones alone. Up to sign and second order e is also what the measure AbsRel = |z' - z| / z
-averages. The fit is therefore linear least squares in (s, t) on e, which is least squares in inverse depth
-weighted with z. A sensor of noise sigma adds sigma / z to the spread of e.
+What is minimised: an inverse depth y = s p + t that is off from a true 1/z has the *relative* error
+e = y z - 1. A depth network errs by a part of the depth, around a tenth near and far alike, so e
+has about the same spread everywhere, while an error in inverse depth would count near things alone,
+and an error in metres far ones alone. To first order |e| is also what the usual measure averages,
+AbsRel = |z' - z| / z. The fit is therefore linear least squares in (s, t) on e, which is least
+squares in inverse depth weighted with z. A sensor of noise sigma adds sigma / z to the spread of e.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Vector = npt.NDArray[np.float32]
+FloatArray = npt.NDArray[np.float64]
 
-# Spread of e that a depth network must be granted: its errors beside those of the sensor.
+# Spread of e that a depth network is granted, beside that of the sensor: used for the search, and
+# as what the spread measured on few anchors is drawn towards, as if seen on this many anchors more.
 _MODEL_ERROR = 0.1
-# An anchor is an inlier while |e| is below this many times its spread sqrt(model^2 + (sigma / z)^2).
+_MODEL_ERROR_WEIGHT = 10
+# Least spread of e that a network is credited with, however well it happens to do on some anchors.
+_LEAST_MODEL_ERROR = 0.01
+# An anchor is an inlier while |e| is below this many times its spread, sqrt(model^2 + (sigma /
+# z)^2).
 _INLIER_SPREADS = 2.5
 # Huber's constant: residuals up to this many spreads count squared, greater ones linearly.
 _HUBER = 1.345
 _HYPOTHESES = 256
 _SAMPLE = 1000
-_ITERATIONS = 10
-# What is at least needed to trust a fit; see `fit_inverse_depth`.
+_MAX_ITERATIONS = 10
+_CONVERGED = 1e-4  # relative change of scale and shift
+# What is at least needed to trust a fit, see `fit_inverse_depth`.
 _MIN_ANCHORS = 10
+_MIN_INLIERS = 6
 _MIN_INLIER_SHARE = 0.4
-_MIN_LEVER = 0.5
-_MIN_SIGNIFICANCE = 3.0
-_LEAST_SPREAD = 0.002
+_MIN_GAIN = 0.2
+_MIN_GAIN_PER_ANCHOR = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,17 +48,18 @@ class AffineFit:
     Attributes:
         scale: s in 1/z = s p + t, positive, 1/m per unit of p.
         shift: t, 1/m.
-        covariance: (2, 2) float64 of (scale, shift), symmetric and positive semidefinite. Errors of the
-            anchors are taken as independent; those of a network are not quite.
+        covariance: (2, 2) float64 of (scale, shift), symmetric and positive semidefinite: inverse
+            of the weighted normal equations times the variance of the residuals. It takes the
+            errors of the anchors as independent; neighbours in an image are not quite.
         inliers: Number of anchors that agree with the fit.
         outliers: Number of usable anchors that do not.
-        residual: Median of |relative depth error| over the inliers.
+        residual: Median of the relative depth error |z' - z| / z over the inliers.
         inlier_mask: (N,) bool over the anchors given.
     """
 
     scale: float
     shift: float
-    covariance: npt.NDArray[np.float64]
+    covariance: FloatArray
     inliers: int
     outliers: int
     residual: float
@@ -62,13 +68,19 @@ class AffineFit:
 
 @dataclass(frozen=True)
 class FitFailure:
-    """Why there is no fit, in a few words for people."""
+    """Why there is no fit.
+
+    Attributes:
+        reason: A few words for people.
+    """
 
     reason: str
 
 
-def sample(relative: Vector, u: Vector, v: Vector) -> Vector:
-    """Reads an image at anchors, bilinearly.
+def sample(
+    relative: npt.NDArray[np.float32], u: npt.NDArray[np.float32], v: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Read an image at anchors, bilinearly.
 
     Args:
         relative: (H, W) float32.
@@ -76,49 +88,58 @@ def sample(relative: Vector, u: Vector, v: Vector) -> Vector:
         v: (N,) rows.
 
     Returns:
-        (N,) float32; NaN outside the image, which reaches half a pixel beyond the outermost centres, and
-        next to a NaN.
+        (N,) float32. NaN outside the image, which reaches half a pixel beyond the outermost
+        centres, and next to a NaN.
     """
     h, w = relative.shape
     u = np.asarray(u, dtype=np.float32)
     v = np.asarray(v, dtype=np.float32)
     inside = (u >= -0.5) & (u < w - 0.5) & (v >= -0.5) & (v < h - 0.5)
-    x = np.clip(np.where(inside, u, 0), 0, w - 1)
-    y = np.clip(np.where(inside, v, 0), 0, h - 1)
-    x0 = np.minimum(x.astype(np.intp), max(w - 2, 0))
-    y0 = np.minimum(y.astype(np.intp), max(h - 2, 0))
-    right, down = min(1, w - 1), w * min(1, h - 1)
-    x -= x0
-    y -= y0
+    x = np.clip(np.where(inside, u, np.float32(0)), 0, w - 1)
+    y = np.clip(np.where(inside, v, np.float32(0)), 0, h - 1)
+    column = np.minimum(x.astype(np.intp), max(w - 2, 0))
+    row = np.minimum(y.astype(np.intp), max(h - 2, 0))
+    right = min(1, w - 1)
+    down = w * min(1, h - 1)
     flat = np.ascontiguousarray(relative, np.float32).reshape(-1)
-    corner = y0 * w + x0
+    corner = row * w + column
+    x -= column.astype(np.float32)
+    y -= row.astype(np.float32)
     top = flat[corner] * (1 - x) + flat[corner + right] * x
     bottom = flat[corner + down] * (1 - x) + flat[corner + down + right] * x
-    values = top * (1 - y) + bottom * y
-    return np.where(inside, values, np.float32(np.nan)).astype(np.float32)
+    values: npt.NDArray[np.float32] = top * (1 - y) + bottom * y
+    values[~inside] = np.nan
+    return values
 
 
 def fit_inverse_depth(
-    relative: Vector, depth: Vector, sigma: Vector, *, seed: int = 0
+    relative: npt.NDArray[np.float32],
+    depth: npt.NDArray[np.float32],
+    sigma: npt.NDArray[np.float32],
+    *,
+    seed: int = 0,
 ) -> AffineFit | FitFailure:
-    """Fits scale and shift to anchors, some of which may be wrong.
+    """Fit scale and shift to anchors, of which some may be wrong.
 
-    RANSAC over pairs of anchors (all hypotheses at once, scored with truncated squares on a sample of at
-    most 1000 anchors) finds the consensus; iteratively reweighted least squares with Huber's weights on
-    all anchors then settles it. An anchor agrees if its relative error |e| is below 2.5 spreads, the
-    spread being that of the model and the sensor together, sqrt(m^2 + (sigma / z)^2). m is 0.1 for the search and
-    then measured from the inliers, never taken greater.
+    RANSAC over pairs of anchors (all hypotheses at once, scored by truncated squares on a sample of
+    at most 1000 anchors) finds the consensus; iteratively reweighted least squares with Huber's
+    weights on all anchors settles it. An anchor agrees while its relative error |e| is below 2.5
+    times sqrt(m^2 + (sigma / z)^2), m being the error of the network: 0.1 for the search, then as
+    measured on the inliers, never taken greater.
 
     Args:
-        relative: (N,) relative inverse depth at the anchors, larger is nearer. Not finite: not used.
-        depth: (N,) metres.
+        relative: (N,) relative inverse depth at the anchors, larger is nearer. What is not finite
+            is not used.
+        depth: (N,) metres along optical Z.
         sigma: (N,) standard deviation of `depth`, metres.
         seed: Seed of the hypotheses. The same input and seed give the same fit.
 
     Returns:
-        The fit, or why there is none: fewer than 10 usable anchors; fewer than 10 or 40 % in agreement;
-        anchors that span so little depth, or relative depth, that they cannot tell scale from shift;
-        relative depth that falls where the anchors come nearer.
+        The fit, or why there is none: fewer than 10 usable anchors; fewer than 6, or than 40 %, in
+        agreement; relative depth that falls where the anchors come nearer; or relative depth that
+        explains the anchors hardly better than one depth for all of them would, because they lie at
+        about one depth, or have nothing to do with it. Two numbers drawn from such anchors would be
+        metres made up.
 
     Raises:
         ValueError: The vectors differ in length.
@@ -134,50 +155,60 @@ def fit_inverse_depth(
         return FitFailure(f'{count} usable anchors, at least {_MIN_ANCHORS} needed')
     p = np.asarray(relative, dtype=np.float64)[usable]
     z = np.asarray(depth, dtype=np.float64)[usable]
-    noise2 = np.square(np.asarray(sigma, dtype=np.float64)[usable] / z)
-    # Centred and scaled, so that the equations below are well conditioned whatever the network's unit is.
+    noise = np.asarray(sigma, dtype=np.float64)[usable] / z
+    # Centred and scaled, so that the equations are well conditioned whatever the network's unit.
     centre, unit = float(np.median(p)), float(p.max() - p.min())
-    if unit <= 1e-6 * max(abs(centre), 1e-30):
+    if unit <= 1e-6 * abs(centre) or unit < 1e-30:
         return FitFailure('the relative depth is the same at all anchors')
-    p = (p - centre) / unit
-    pz = p * z
+    p -= centre
+    p /= unit
 
-    s, t = _ransac(p, z, noise2, np.random.default_rng(seed))
-    if not math.isfinite(s):
-        return FitFailure('relative depth and anchors do not agree anywhere')
-    model = _MODEL_ERROR
-    for _ in range(_ITERATIONS):
-        error = s * pz + t * z - 1
-        spread = np.sqrt(noise2 + model * model)
-        size = np.abs(error) / spread
-        inlier = size < _INLIER_SPREADS
-        if int(inlier.sum()) < _MIN_ANCHORS:
-            break
-        weight = np.minimum(1.0, _HUBER / np.maximum(size, 1e-12)) / (spread * spread)
-        weight *= inlier
-        normal = _normal_equations(weight, pz, z)
-        right = np.array([weight @ pz, weight @ z])
-        if np.linalg.cond(normal) > 1e12:
-            break
-        before = (s, t)
-        s, t = (float(value) for value in np.linalg.solve(normal, right))
-        model = min(_MODEL_ERROR, max(_LEAST_SPREAD, 1.4826 * float(np.median(np.abs(error[inlier])))))
-        if abs(s - before[0]) + abs(t - before[1]) < 1e-6 * (abs(s) + abs(t)):
-            break
-    return _judge(s, t, pz, z, noise2, model, usable, centre, unit)
+    rng = np.random.default_rng(seed)
+    few = rng.choice(count, _SAMPLE, replace=False) if count > _SAMPLE else np.arange(count)
+    start = _search(p[few], z[few], np.hypot(noise[few], _MODEL_ERROR), rng)
+    if start is None:
+        return FitFailure('the relative depth does not grow towards the near anchors')
+    s, t, model = _refine(*start, p, z, noise)
+
+    spread = np.hypot(noise, model)
+    error = (s * p + t) * z - 1
+    inlier = np.abs(error) < _INLIER_SPREADS * spread
+    inliers = int(inlier.sum())
+    if inliers < max(_MIN_INLIERS, _MIN_INLIER_SHARE * count):
+        return FitFailure(f'only {inliers} of {count} anchors agree with the relative depth')
+    if s <= 0:
+        return FitFailure('the relative depth does not grow towards the near anchors')
+    normal, _ = _equations(inlier / (spread * spread), p, z)
+    constant = _cost_of_one_depth(z[few], spread[few])
+    gain = constant - _cost(error[few], spread[few])
+    singular = not np.linalg.det(normal) > 1e-12 * normal[0, 0] * normal[1, 1]
+    if singular or not gain > (_MIN_GAIN + _MIN_GAIN_PER_ANCHOR / count) * constant:
+        return FitFailure('the anchors do not tell scale from shift: one depth fits them as well')
+
+    chi2 = float(np.square(error[inlier] / spread[inlier]).sum()) / (inliers - 2)
+    # Back to the network's unit: s (p - centre) / unit + t.
+    back = np.array([[1 / unit, 0.0], [-centre / unit, 1.0]])
+    covariance = back @ (np.linalg.inv(normal) * chi2) @ back.T
+    mask = np.zeros(len(usable), np.bool_)
+    mask[usable] = inlier
+    return AffineFit(
+        scale=s / unit,
+        shift=t - s * centre / unit,
+        covariance=(covariance + covariance.T) / 2,
+        inliers=inliers,
+        outliers=count - inliers,
+        # z' = z / (1 + e), so |z' - z| / z = |e| / (1 + e).
+        residual=float(np.median(np.abs(error[inlier]) / (1 + error[inlier]))),
+        inlier_mask=mask,
+    )
 
 
-def _ransac(
-    p: npt.NDArray[np.float64],
-    z: npt.NDArray[np.float64],
-    noise2: npt.NDArray[np.float64],
-    rng: np.random.Generator,
-) -> tuple[float, float]:
-    """Best (s, t) through two anchors, by the mean of squared errors cut off at the inlier bound."""
-    if len(p) > _SAMPLE:
-        chosen = rng.choice(len(p), _SAMPLE, replace=False)
-        p, z, noise2 = p[chosen], z[chosen], noise2[chosen]
-    # One anchor from the farther half and one from the nearer: a wide pair pins the line down better.
+def _search(
+    p: FloatArray, z: FloatArray, spread: FloatArray, rng: np.random.Generator
+) -> tuple[float, float] | None:
+    """Find the line (s, t), s > 0, through two anchors that most others agree with, if any."""
+    # One anchor from the farther half and one from the nearer: a wide pair pins the line down
+    # better.
     order = np.argsort(p, kind='stable')
     half = len(p) // 2
     far = order[rng.integers(0, half, _HYPOTHESES)]
@@ -186,74 +217,68 @@ def _ransac(
         s = (1 / z[near] - 1 / z[far]) / (p[near] - p[far])
     good = np.isfinite(s) & (s > 0)
     if not good.any():
-        return math.nan, math.nan
+        return None
     s, far = s[good], far[good]
     t = 1 / z[far] - s * p[far]
-    scaled = 1 / (_INLIER_SPREADS * np.sqrt(_MODEL_ERROR**2 + noise2))
-    lines = np.stack([s, t, np.ones_like(s)], axis=1).astype(np.float32)
-    terms = np.stack([p * z * scaled, z * scaled, -scaled]).astype(np.float32)
-    cost = lines @ terms
-    np.multiply(cost, cost, out=cost)
-    np.minimum(cost, 1.0, out=cost)
-    best = int(cost.sum(axis=1).argmin())
+    # (s p z + t z - 1) / spread, (hypotheses, anchors). No matrix product: its threads would
+    # contend with those of the inference for so little work.
+    scaled_z = (z / spread).astype(np.float32)
+    size = s.astype(np.float32)[:, None] * p.astype(np.float32)
+    size += t.astype(np.float32)[:, None]
+    size *= scaled_z
+    size -= (1 / spread).astype(np.float32)
+    np.square(size, out=size)
+    np.minimum(size, np.float32(_INLIER_SPREADS**2), out=size)
+    best = int(size.sum(axis=1).argmin())
     return float(s[best]), float(t[best])
 
 
-def _normal_equations(
-    weight: npt.NDArray[np.float64], pz: npt.NDArray[np.float64], z: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _refine(
+    s: float, t: float, p: FloatArray, z: FloatArray, noise: FloatArray
+) -> tuple[float, float, float]:
+    """Reweighted least squares from a line that is about right; also gives the network's error."""
+    model = _MODEL_ERROR
+    for _ in range(_MAX_ITERATIONS):
+        error = np.abs((s * p + t) * z - 1)
+        spread = np.hypot(noise, model)
+        size = error / spread
+        inlier = size < _INLIER_SPREADS
+        inliers = int(inlier.sum())
+        if inliers < _MIN_INLIERS:
+            break
+        weight = inlier / (spread * spread * np.maximum(1.0, size / _HUBER))
+        normal, right = _equations(weight, p, z)
+        if not np.linalg.det(normal) > 1e-12 * normal[0, 0] * normal[1, 1]:
+            break
+        before, (s, t) = (s, t), np.linalg.solve(normal, right).tolist()
+        # Standard deviation of a normal distribution from its median absolute deviation.
+        measured = 1.4826 * float(np.median(error[inlier]))
+        model2 = inliers * measured**2 + _MODEL_ERROR_WEIGHT * _MODEL_ERROR**2
+        model = math.sqrt(model2 / (inliers + _MODEL_ERROR_WEIGHT))
+        model = min(max(model, _LEAST_MODEL_ERROR), _MODEL_ERROR)
+        change = abs(s - before[0]) + abs(t - before[1])
+        if change < _CONVERGED * (abs(s) + abs(t)):
+            break
+    return s, t, model
+
+
+def _equations(weight: FloatArray, p: FloatArray, z: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Normal equations of least squares on e = s p z + t z - 1: (2, 2) and right side (2,)."""
+    # Plain sums and no BLAS, as in `_search`.
     wz = weight * z
-    cross = wz @ pz
-    return np.array([[(weight * pz) @ pz, cross], [cross, wz @ z]])
+    wzz = wz * z
+    pwzz = p * wzz
+    cross = float(pwzz.sum())
+    matrix = np.array([[float((p * pwzz).sum()), cross], [cross, float(wzz.sum())]])
+    return matrix, np.array([float((p * wz).sum()), float(wz.sum())])
 
 
-def _judge(
-    s: float,
-    t: float,
-    pz: npt.NDArray[np.float64],
-    z: npt.NDArray[np.float64],
-    noise2: npt.NDArray[np.float64],
-    model: float,
-    usable: npt.NDArray[np.bool_],
-    centre: float,
-    unit: float,
-) -> AffineFit | FitFailure:
-    """Accepts the line (s, t) in centred units, or says what is wrong with it."""
-    error = s * pz + t * z - 1
-    spread2 = noise2 + model * model
-    inlier = np.square(error) < _INLIER_SPREADS**2 * spread2
-    inliers = int(inlier.sum())
-    if inliers < max(_MIN_ANCHORS, _MIN_INLIER_SHARE * len(z)):
-        return FitFailure(f'only {inliers} of {len(z)} anchors agree with the relative depth')
-    if s <= 0:
-        return FitFailure('the relative depth does not grow towards the near anchors')
-    weight = inlier / spread2
-    normal = _normal_equations(weight, pz, z)
-    total = float(weight.sum())
-    chi2 = float(weight @ np.square(error)) / max(inliers - 2, 1)
-    determinant = float(np.linalg.det(normal))
-    flat = 'the anchors span too little depth to tell scale from shift'
-    if not determinant > 1e-12 * normal[0, 0] * normal[1, 1]:
-        return FitFailure(flat)
-    covariance = np.linalg.inv(normal) * chi2
-    # The lever: how much of the relative inverse depth s p z varies, against the scatter about the line.
-    mean = float(weight @ pz) / float(weight @ z)
-    lever = s * math.sqrt(float(weight @ np.square(pz - mean * z)) / total)
-    scatter = max(math.sqrt(chi2 * inliers / total), _LEAST_SPREAD)
-    if lever < _MIN_LEVER * scatter or s < _MIN_SIGNIFICANCE * math.sqrt(covariance[0, 0]):
-        return FitFailure(flat)
-    # Back to the network's units: s p' + t with p' = (p - centre) / unit.
-    back = np.array([[1 / unit, 0.0], [-centre / unit, 1.0]])
-    covariance = back @ covariance @ back.T
-    mask = np.zeros(usable.shape, np.bool_)
-    mask[usable] = inlier
-    predicted = np.abs(1 / (1 + error[inlier]) - 1)
-    return AffineFit(
-        scale=s / unit,
-        shift=t - s * centre / unit,
-        covariance=(covariance + covariance.T) / 2,
-        inliers=inliers,
-        outliers=len(z) - inliers,
-        residual=float(np.median(predicted)),
-        inlier_mask=mask,
-    )
+def _cost(error: FloatArray, spread: FloatArray) -> float:
+    """Mean of squared errors in spreads, cut off at the bound of the inliers."""
+    return float(np.minimum(np.square(error / spread), _INLIER_SPREADS**2).mean())
+
+
+def _cost_of_one_depth(z: FloatArray, spread: FloatArray) -> float:
+    """Cost if all anchors were at one depth, the best such: what a fit must beat."""
+    candidates = np.quantile(1 / z, np.linspace(0.02, 0.98, 33))
+    return min(_cost(y * z - 1, spread) for y in candidates)

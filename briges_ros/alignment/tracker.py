@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from briges_ros.alignment.fit import AffineFit, FitFailure
 
-# How fast a held scale goes stale. The scale of a depth network wanders from frame to frame as the view
-# changes; taken as a random walk of the depth by 5 % (standard deviation) in the first second, and
-# sqrt(5) times that in five.
+# How fast a held scale goes stale. The scale of a depth network wanders from frame to frame as the
+# view changes; taken as a random walk of the depth by 5 % (standard deviation) in the first second,
+# and sqrt(5) times that in five.
 _DRIFT_PER_SQRT_SECOND = 0.05
 
 
@@ -83,20 +83,20 @@ class ScaleTracker:
         self._last_stamp = -math.inf
 
     def reset(self) -> None:
-        """Forgets the held fit."""
+        """Forget the held fit."""
         self._held = None
         self._last_stamp = -math.inf
 
     def update(
         self, fit: AffineFit | FitFailure | None, stamp: float | None, why_not: str = ''
     ) -> ScaleEstimate:
-        """Takes the fit of a frame and says which scale to use for it.
+        """Take the fit of a frame and say which scale to use for it.
 
         Args:
             fit: The fit to the frame's anchors; None or a failure if there is none.
-            stamp: Time of the frame in seconds. None for a still picture on its own: it neither uses nor
-                leaves a held fit. A stamp before the last one (a bag that starts again) means another
-                time line, and the held fit is forgotten.
+            stamp: Time of the frame in seconds. None for a still picture on its own: it neither
+                uses nor leaves a held fit. A stamp before the last one (a bag that starts again)
+                means another time line, and the held fit is forgotten.
             why_not: Why there is no fit, for the reason; a failure brings its own.
 
         Returns:
