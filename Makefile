@@ -47,11 +47,12 @@ test: setup ## Lint, check types and imports, and run the tests.
 	@$(SAY) 'pytest'
 	@$(WITH_ROS) pytest
 
-# The node gets a process group of its own on a terminal: Ctrl-C is then for the node alone, which
-# shuts down in order and exits with 0, and make has nothing to complain about.
-node: setup ## Start the node, active, in the foreground: make node ARGS='--ros-args -r image:=/cam'.
-	@$(WITH_ROS) if [ -t 0 ]; then set -m; else node=exec; fi; \
-	  $${node:-} depth_node $(ARGS) --ros-args -p autostart:=true
+# On a terminal the node gets a process group of its own (set -m; the exit keeps bash from replacing
+# itself by the node, in its own group). Ctrl-C is then for the node alone, which shuts down in order
+# and exits with 0, and make has nothing to complain about.
+node: setup ## Start the node, active, in the foreground: make node ARGS='--ros-args -r image:=/cam'
+	@$(WITH_ROS) node=(depth_node $(ARGS) --ros-args -p autostart:=true); \
+	  if [ -t 0 ]; then set -m; "$${node[@]}"; exit $$?; fi; exec "$${node[@]}"
 
 clean: ## Remove what was made, but for .venv.
 	rm -rf build install log demo $(BUNDLE) models/*/*.onnx models/*/selfcheck.npz \
@@ -71,6 +72,9 @@ $(VENV):
 # name the Python and NumPy of the machine that built them: they are pointed at ours.
 $(PACKAGES): $(VENV) constraints.txt ros-wheels.txt pyproject.toml setup.py
 	@$(SAY) 'ROS 2 Jazzy, inference engines and tools into .venv (a few minutes)'
+	@$(BIN)/python -m pip index versions torch 2>/dev/null | grep -q '+cpu' || \
+	  $(SAY) 'pip offers no CPU build of torch here, and the CUDA build is several GB: to avoid it,' \
+	    'stop, and give pip a source of CPU wheels (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL)'
 	@$(PIP) install -c constraints.txt setuptools wheel
 	@$(PIP) install -c constraints.txt --no-build-isolation -r ros-wheels.txt \
 	  -e '.[demo,dev,export,openvino]'
