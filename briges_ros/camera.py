@@ -208,7 +208,7 @@ class CameraModel:
         with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
             x /= z
             y /= z
-            valid = (z > 0) & np.isfinite(x) & np.isfinite(y)
+            valid = (z > 0) & (z < np.inf) & np.isfinite(x) & np.isfinite(y)
             if self.distorted:
                 valid &= self._lens.is_valid(x, y)
                 x, y = self._lens.distort(x, y)
@@ -255,10 +255,11 @@ class _PlumbBob:
 
     def __init__(self, D: FloatArray) -> None:
         self.k1, self.k2, self.p1, self.p2, self.k3 = (*D.tolist(), 0.0)[:5]
-        # The radial part grows while d(r')/dr = 1 + 3 k1 r^2 + 5 k2 r^4 + 7 k3 r^6 > 0.
-        roots = np.roots([7 * self.k3, 5 * self.k2, 3 * self.k1, 1.0])
-        turns = roots.real[(np.abs(roots.imag) < 1e-9) & (roots.real > 0)]
-        self.max_r2 = float(turns.min()) if turns.size else math.inf
+        # The radial part grows while d(r')/dr = 1 + 3 k1 r^2 + 5 k2 r^4 + 7 k3 r^6 > 0. Solved for
+        # 1 / r^2, as the leading coefficient is then never close to zero.
+        roots = np.roots([1.0, 3 * self.k1, 5 * self.k2, 7 * self.k3])
+        turns = roots.real[(np.abs(roots.imag) <= 1e-9 * np.abs(roots)) & (roots.real > 0)]
+        self.max_r2 = 1.0 / float(turns.max()) if turns.size else math.inf
 
     def distort(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
         r2 = x * x + y * y

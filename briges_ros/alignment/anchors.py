@@ -119,13 +119,14 @@ class Anchors:
         count = len(xyz)
         # A spinning LiDAR sees all around: the range comes first, as it halves the work.
         index = np.flatnonzero((xyz[:, 2] >= min_range) & (xyz[:, 2] <= max_range))
-        uv, in_view = camera.project(xyz[index])
-        index, uv = index[in_view], uv[in_view]
-        visible = ~_hidden(uv, xyz[index], origin, camera)
-        index, uv = index[visible], uv[visible]
-        u, v = uv.T.astype(np.float32)
-        z = xyz[index, 2].astype(np.float32)
-        return cls(u, v, z, _sigma(sigma, z, count, index))
+        xyz = xyz.take(index, axis=0)
+        uv, in_view = camera.project(xyz)
+        keep = np.flatnonzero(in_view)
+        hidden = _hidden(uv.take(keep, axis=0), xyz.take(keep, axis=0), origin, camera)
+        keep = keep[~hidden]
+        u, v = (uv[:, i].take(keep).astype(np.float32) for i in range(2))
+        z = xyz[:, 2].take(keep).astype(np.float32)
+        return cls(u, v, z, _sigma(sigma, z, count, index[keep]))
 
     @classmethod
     def from_depth(
