@@ -1,0 +1,161 @@
+"""Start the depth node for one camera.
+
+ros2 launch briges_ros depth.launch.py image:=/camera/image_raw camera_info:=/camera/camera_info \
+    sparse_points:=/velodyne_points rviz:=true
+"""
+
+import os
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.conditions import IfCondition
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import LifecycleNode, Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+from launch import LaunchDescription
+
+PACKAGE = 'briges_ros'
+# What an empty argument leaves to the parameter file (and that, to the default of the node).
+FROM_FILE = ''
+
+
+def shared(*parts):
+    """Return the path of an installed file of the package."""
+    return str(Path(get_package_share_directory(PACKAGE), *parts))
+
+
+def declare_arguments():
+    """Return the arguments, with defaults that start a working node."""
+    return [
+        DeclareLaunchArgument(
+            'image',
+            default_value='image',
+            description='Image topic; the base topic if image_transport is compressed.',
+        ),
+        DeclareLaunchArgument(
+            'camera_info', default_value='camera_info', description='CameraInfo of the image.'
+        ),
+        DeclareLaunchArgument(
+            'sparse_points',
+            default_value='sparse/points',
+            description='PointCloud2 of a LiDAR, radar or VIO that gives the scale.',
+        ),
+        DeclareLaunchArgument(
+            'sparse_depth',
+            default_value='sparse/depth',
+            description='Depth image of a sparse sensor that gives the scale.',
+        ),
+        DeclareLaunchArgument(
+            'sparse_camera_info',
+            default_value='sparse/camera_info',
+            description='CameraInfo of sparse_depth, if that is not registered to the image.',
+        ),
+        DeclareLaunchArgument(
+            'model',
+            default_value=FROM_FILE,
+            description='Model bundle, by name or path. Empty: as the parameter file says.',
+        ),
+        DeclareLaunchArgument(
+            'backend',
+            default_value=FROM_FILE,
+            description='Inference engine: auto, openvino, onnxruntime. Empty: as the parameter '
+            'file says.',
+        ),
+        DeclareLaunchArgument(
+            'params_file',
+            default_value=shared('config', 'depth.yaml'),
+            description='Parameter file; config/depth.yaml explains each.',
+        ),
+        DeclareLaunchArgument(
+            'namespace', default_value='', description='Namespace of the node and its topics.'
+        ),
+        DeclareLaunchArgument(
+            'use_sim_time',
+            default_value='false',
+            choices=['true', 'false'],
+            description='Take the time from /clock.',
+        ),
+        DeclareLaunchArgument(
+            'autostart',
+            default_value='true',
+            choices=['true', 'false'],
+            description='Configure and activate; false: a lifecycle manager does.',
+        ),
+        DeclareLaunchArgument(
+            'rviz',
+            default_value='false',
+            choices=['true', 'false'],
+            description='Show depth and cloud in RViz.',
+        ),
+        DeclareLaunchArgument(
+            'log_level',
+            default_value='info',
+            choices=['debug', 'info', 'warn', 'error', 'fatal'],
+            description='Least severe messages of the node to log.',
+        ),
+    ]
+
+
+def large_message_profile():
+    """Return actions that have Fast DDS deliver images and clouds, unless the user has a profile.
+
+    Its defaults lose most messages of more than 512 KB. Jazzy and older read the first variable,
+    Kilted and newer the second.
+    """
+    profile = shared('config', 'fastdds_large_messages.xml')
+    names = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
+    if any(os.environ.get(name) for name in names):
+        return []
+    return [SetEnvironmentVariable(name, profile) for name in names]
+
+
+def start_node(context):
+    """Return the node, with those arguments as parameters that were given."""
+    overrides = {
+        'use_sim_time': ParameterValue(LaunchConfiguration('use_sim_time'), value_type=bool),
+        # The node brings itself up: the same on every distribution, and with plain `ros2 run`.
+        'autostart': ParameterValue(LaunchConfiguration('autostart'), value_type=bool),
+    }
+    for name in ('model', 'backend'):
+        if LaunchConfiguration(name).perform(context) != FROM_FILE:
+            overrides[name] = ParameterValue(LaunchConfiguration(name), value_type=str)
+    return [
+        LifecycleNode(
+            package=PACKAGE,
+            executable='depth_node',
+            name='depth',
+            namespace=LaunchConfiguration('namespace'),
+            parameters=[LaunchConfiguration('params_file'), overrides],
+            remappings=[
+                ('image', LaunchConfiguration('image')),
+                ('camera_info', LaunchConfiguration('camera_info')),
+                ('sparse/points', LaunchConfiguration('sparse_points')),
+                ('sparse/depth', LaunchConfiguration('sparse_depth')),
+                ('sparse/camera_info', LaunchConfiguration('sparse_camera_info')),
+            ],
+            arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
+            output='screen',
+            emulate_tty=True,
+        )
+    ]
+
+
+def generate_launch_description():
+    """Return what `ros2 launch` starts."""
+    rviz = Node(
+        package='rviz2',
+        executable='rviz2',
+        name='depth_rviz',
+        namespace=LaunchConfiguration('namespace'),
+        arguments=['-d', shared('rviz', 'depth.rviz')],
+        parameters=[
+            {'use_sim_time': ParameterValue(LaunchConfiguration('use_sim_time'), value_type=bool)}
+        ],
+        condition=IfCondition(LaunchConfiguration('rviz')),
+        output='screen',
+    )
+    return LaunchDescription(
+        [*declare_arguments(), *large_message_profile(), OpaqueFunction(function=start_node), rviz]
+    )

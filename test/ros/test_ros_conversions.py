@@ -1,0 +1,294 @@
+"""Messages to arrays and back."""
+
+from __future__ import annotations
+
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from harness import cloud_fields, cloud_message, header, image_message, image_pixels, info_message
+from sensor_msgs.msg import CompressedImage, Image, PointField
+
+from briges_ros.point_cloud import pack_xyzrgb
+from briges_ros.ros.conversions import (
+    MessageError,
+    array_to_image,
+    camera_from_info,
+    cloud_to_points,
+    compressed_to_rgb,
+    image_to_depth,
+    image_to_rgb,
+    info_for,
+    packed_to_cloud,
+    same_calibration,
+    stamp_seconds,
+)
+
+RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+K = [[500.0, 0, 3], [0, 500, 2], [0, 0, 1]]
+
+
+def padded(message: Image, padding: int) -> Image:
+    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
+    message.data = np.pad(rows, ((0, 0), (0, padding)), constant_values=99).tobytes()
+    message.step += padding
+    return message
+
+
+def encoded(encoding: str) -> np.ndarray:
+    return {
+        'rgb8': RGB,
+        'bgr8': cv2.cvtColor(RGB, cv2.COLOR_RGB2BGR),
+        'rgba8': cv2.cvtColor(RGB, cv2.COLOR_RGB2RGBA),
+        'bgra8': cv2.cvtColor(RGB, cv2.COLOR_RGB2BGRA),
+        'mono8': RGB[..., 0],
+    }[encoding]
+
+
+@pytest.mark.parametrize('padding', [0, 5])
+@pytest.mark.parametrize('encoding', ['rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8'])
+def test_colour_encodings(encoding: str, padding: int) -> None:
+    message = padded(image_message(np.ascontiguousarray(encoded(encoding)), 1.0, encoding), padding)
+    rgb = image_to_rgb(message)
+    expected = np.repeat(RGB[..., :1], 3, 2) if encoding == 'mono8' else RGB
+    np.testing.assert_array_equal(rgb, expected)
+    assert rgb.flags.c_contiguous
+
+
+def test_rgb8_is_not_copied() -> None:
+    message = image_message(RGB, 1.0)
+    memory = np.frombuffer(message.data, np.uint8)
+    assert np.shares_memory(image_to_rgb(message), memory)
+
+
+@pytest.mark.parametrize('order', ['<', '>'])
+@pytest.mark.parametrize('padding', [0, 3])
+@pytest.mark.parametrize(
+    ('encoding', 'code', 'unit'), [('16UC1', 'u2', 0.001), ('32FC1', 'f4', 1.0)]
+)
+def test_depth_encodings(encoding: str, code: str, unit: float, padding: int, order: str) -> None:
+    metres = np.array([[0.5, 1.25, 0.0], [2.0, 3.0, 60.0]])
+    message = image_message((metres / unit).astype(order + code), 1.0, encoding)
+    message.is_bigendian = int(order == '>')
+    depth = image_to_depth(padded(message, padding))
+    assert depth.dtype == np.float32
+    assert depth.dtype.isnative
+    known = metres > 0
+    np.testing.assert_allclose(depth[known], metres[known], rtol=1e-6)
+    if encoding == '16UC1':
+        assert np.isnan(depth[~known]).all()
+
+
+def change(message: Image, **fields: object) -> Image:
+    for name, value in fields.items():
+        setattr(message, name, value)
+    return message
+
+
+@pytest.mark.parametrize(
+    ('fields', 'says'),
+    [
+        ({'encoding': 'bayer_rggb8'}, "'bayer_rggb8' is not supported: publish one of rgb8, bgr8"),
+        ({'encoding': ''}, "encoding '' is not supported"),
+        ({'width': 0}, '0 x 5'),
+        ({'height': 0}, '7 x 0'),
+        ({'step': 20}, 'takes 21'),
+        ({'step': 22}, 'step \\* height is 110'),
+        ({'data': b''}, 'data holds 0 bytes'),
+        ({'encoding': 'rgba8'}, 'takes 28'),
+        ({'height': 2**31}, 'data holds 105 bytes'),
+    ],
+)
+def test_bad_images_are_refused(fields: dict[str, object], says: str) -> None:
+    with pytest.raises(MessageError, match=says):
+        image_to_rgb(change(image_message(RGB, 1.0), **fields))
+
+
+def test_colour_is_not_depth() -> None:
+    with pytest.raises(MessageError, match='publish 16UC1'):
+        image_to_depth(image_message(RGB, 1.0))
+
+
+def test_compressed() -> None:
+    png = cv2.imencode('.png', RGB[..., ::-1])[1].tobytes()
+    np.testing.assert_array_equal(compressed_to_rgb(CompressedImage(format='png', data=png)), RGB)
+    grey = cv2.imencode('.png', RGB[..., 0])[1].tobytes()
+    assert compressed_to_rgb(CompressedImage(data=grey)).shape == RGB.shape
+
+
+@pytest.mark.parametrize(
+    ('data', 'says'), [(b'', 'is empty'), (b'no picture', 'cannot be decoded')]
+)
+def test_bad_compressed_images_are_refused(data: bytes, says: str) -> None:
+    with pytest.raises(MessageError, match=says):
+        compressed_to_rgb(CompressedImage(format='jpeg', data=data))
+
+
+POINTS = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+
+def test_clouds() -> None:
+    np.testing.assert_array_equal(cloud_to_points(cloud_message(POINTS, 1.0)), POINTS)
+
+
+@pytest.mark.parametrize('order', ['<', '>'])
+def test_organised_double_cloud_with_padding(order: str) -> None:
+    record = np.dtype(
+        {
+            'names': ['z', 'x', 'y'],
+            'formats': [order + 'f8'] * 3,
+            'offsets': [1, 9, 25],
+            'itemsize': 40,
+        }
+    )
+    rows = np.zeros((2, 3), record)  # the last point of each row is padding
+    for axis, name in enumerate('xyz'):
+        rows[name][:, :2] = POINTS[:, axis].reshape(2, 2)
+    message = cloud_message(POINTS, 1.0)
+    message.height, message.width = 2, 2
+    message.point_step, message.row_step = 40, 120
+    message.is_bigendian = order == '>'
+    message.fields = [
+        PointField(name=name, offset=record.fields[name][1], datatype=PointField.FLOAT64, count=1)
+        for name in record.names
+    ]
+    message.data = rows.tobytes()
+    np.testing.assert_array_equal(cloud_to_points(message), POINTS)
+
+
+def test_points_that_are_not_finite_stay() -> None:
+    points = POINTS.copy()
+    points[1, 2] = np.nan
+    np.testing.assert_array_equal(cloud_to_points(cloud_message(points, 1.0)), points)
+
+
+def bad_cloud(kind: str) -> object:
+    message = cloud_message(POINTS, 1.0)
+    if kind == 'empty':
+        return cloud_message(POINTS[:0], 1.0)
+    if kind == 'nan':
+        return cloud_message(np.full_like(POINTS, np.nan), 1.0)
+    if kind == 'no z':
+        message.fields = [field for field in message.fields if field.name != 'z']
+    elif kind == 'no fields':
+        message.fields = []
+    elif kind == 'integers':
+        for field in message.fields:
+            field.datatype = PointField.INT32
+    elif kind == 'mixed':
+        message.fields[0].datatype = PointField.FLOAT64
+    elif kind == 'vectors':
+        message.fields[0].count = 3
+    elif kind == 'beyond':
+        message.fields[0].offset = 14
+    elif kind == 'short':
+        message.data = message.data[:-1]
+    elif kind == 'row_step':
+        message.row_step -= 1
+    elif kind == 'width':
+        message.width = 2**31
+    return message
+
+
+@pytest.mark.parametrize(
+    ('kind', 'says'),
+    [
+        ('empty', 'the cloud is empty'),
+        ('nan', 'none of the 4 points is finite'),
+        ('no z', 'no field z .it has x, y, intensity.: publish x, y and z'),
+        ('no fields', 'it has none'),
+        ('integers', 'FLOAT32'),
+        ('mixed', 'FLOAT32'),
+        ('vectors', 'count over 1'),
+        ('beyond', 'point_step is 16'),
+        ('short', 'data holds 63 bytes'),
+        ('row_step', 'row_step is 63'),
+        ('width', 'row_step is 64'),
+    ],
+)
+def test_bad_clouds_are_refused(kind: str, says: str) -> None:
+    with pytest.raises(MessageError, match=says):
+        cloud_to_points(bad_cloud(kind))
+
+
+def test_camera() -> None:
+    camera = camera_from_info(info_message(np.array(K), 7, 5, 1.0, d=(0.1, 0, 0, 0, 0)))
+    assert (camera.width, camera.height, camera.fx, camera.cx) == (7, 5, 500.0, 3.0)
+    assert camera.distorted
+
+
+def test_rectified_camera_takes_p() -> None:
+    message = info_message(np.array(K), 7, 5, 1.0, d=(0.1, 0, 0, 0, 0))
+    message.p[0] = 400.0
+    camera = camera_from_info(message, rectified=True)
+    assert camera.fx == 400.0
+    assert not camera.distorted
+
+
+@pytest.mark.parametrize(
+    ('fields', 'rectified', 'says'),
+    [
+        ({'k': np.zeros(9)}, False, 'K is zero'),
+        ({'k': np.full(9, np.nan)}, False, 'K holds a value that is not finite'),
+        ({'p': np.zeros(12)}, True, 'image_is_rectified'),
+        ({'p': np.full(12, np.nan)}, True, 'P holds a value that is not finite'),
+        ({'width': 0}, False, 'size'),
+        ({'distortion_model': 'mystery'}, False, 'mystery'),
+        ({'d': [0.1]}, False, 'coefficients'),
+        ({'d': [float('nan')] * 5}, False, 'D holds'),
+    ],
+)
+def test_bad_cameras_are_refused(fields: dict[str, object], rectified: bool, says: str) -> None:
+    message = change(info_message(np.array(K), 7, 5, 1.0), **fields)
+    with pytest.raises(MessageError, match=says):
+        camera_from_info(message, rectified)
+
+
+def test_same_calibration() -> None:
+    first, second = (info_message(np.array(K), 7, 5, stamp) for stamp in (1.0, 2.0))
+    assert same_calibration(first, second)
+    second.k[0] += 1
+    assert not same_calibration(first, second)
+
+
+def test_info_for_changes_the_header_alone() -> None:
+    message = info_message(np.array(K), 7, 5, 1.0, d=(0.1, 0, 0, 0, 0))
+    message.binning_x = 2
+    copy = info_for(message, header(2.0, 'other'))
+    assert copy.header == header(2.0, 'other')
+    copy.header = message.header
+    assert copy == message
+
+
+@pytest.mark.parametrize(
+    ('array', 'encoding'),
+    [
+        (RGB, 'rgb8'),
+        (np.arange(6, dtype=np.float32).reshape(2, 3), '32FC1'),
+        (np.arange(12, dtype=np.uint16).reshape(3, 4)[:, ::2], '16UC1'),
+    ],
+)
+def test_array_to_image(array: np.ndarray, encoding: str) -> None:
+    message = array_to_image(array, encoding, header(3.0))
+    assert (message.height, message.width) == array.shape[:2]
+    assert message.step * message.height == len(message.data)
+    assert bool(message.is_bigendian) == (sys.byteorder == 'big')
+    channels = 1 if array.ndim == 2 else array.shape[2]
+    np.testing.assert_array_equal(image_pixels(message, array.dtype.type, channels), array)
+
+
+def test_packed_to_cloud() -> None:
+    points = np.random.default_rng(1).random((5, 7, 3), np.float32)
+    points[0, 0] = np.nan
+    message = packed_to_cloud(pack_xyzrgb(points, RGB), header(3.0))
+    fields = cloud_fields(message)
+    assert not message.is_dense
+    for axis, name in enumerate('xyz'):
+        np.testing.assert_array_equal(fields[name], points[..., axis])
+    bgr = np.ascontiguousarray(fields['rgb']).view(np.uint8).reshape(5, 7, 4)
+    np.testing.assert_array_equal(bgr[..., 2::-1], RGB)
+
+
+def test_stamp_seconds() -> None:
+    assert stamp_seconds(header(12.25).stamp) == 12.25

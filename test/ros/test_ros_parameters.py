@@ -1,0 +1,117 @@
+"""The table of parameters, and that the documentation agrees with it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from briges_ros.ros.parameters import (
+    BY_NAME,
+    PARAMETERS,
+    Change,
+    Settings,
+    complaint,
+    refusal,
+)
+
+DEFAULTS: dict[str, Any] = {p.name: p.default for p in PARAMETERS}
+ROTATED = (0.1, 0.2, 0.3, 0.0, 0.0, 0.6, 0.8)
+
+
+def test_defaults_are_in_order() -> None:
+    assert complaint(DEFAULTS) == ''
+    assert len(BY_NAME) == len(PARAMETERS)
+
+
+def test_settings_hold_every_parameter() -> None:
+    names = [field.name for field in fields(Settings)]
+    assert names == [p.name.replace('.', '_') for p in PARAMETERS]
+    settings = Settings.of({**DEFAULTS, 'points.stride': 3, 'use_sim_time': True})
+    assert settings.points_stride == 3
+    assert settings.prior is None
+    assert settings.extrinsics is None
+
+
+def test_what_the_user_gave() -> None:
+    settings = Settings.of({**DEFAULTS, 'prior.scale': 0.5, 'sparse.extrinsics': list(ROTATED)})
+    assert settings.prior == (0.5, 0.0)
+    assert settings.extrinsics == ROTATED
+    assert Settings.of({**DEFAULTS, 'sparse.extrinsics': None}).extrinsics is None
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        ({'depth.encoding': '8UC1'}, 'choose one of 32FC1, 16UC1'),
+        ({'points.stride': 0}, 'give 1 to 64 pixels'),
+        ({'depth.max_range': float('nan')}, 'finite'),
+        ({'depth.min_range': 5.0, 'depth.max_range': 5.0}, 'not below'),
+        ({'sparse.extrinsics': (1.0, 2.0)}, 'holds 2 numbers'),
+        ({'sparse.extrinsics': (1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.0)}, 'unit quaternion'),
+        ({'sparse.extrinsics': (float('inf'), *ROTATED[1:])}, 'finite'),
+    ],
+)
+def test_complaints_name_the_parameter(changes: dict[str, Any], says: str) -> None:
+    why = complaint({**DEFAULTS, **changes})
+    assert says in why
+    assert next(iter(changes)) in why
+
+
+def test_changes_while_configured() -> None:
+    assert 'clean the node up' in refusal({'model': 'other'}, DEFAULTS, configured=True)
+    assert refusal({'model': 'other'}, DEFAULTS, configured=False) == ''
+    assert refusal({'model': 'compact'}, DEFAULTS, configured=True) == ''  # no change
+    assert refusal({'points.stride': 2}, DEFAULTS, configured=True) == ''
+    assert 'not below' in refusal({'depth.min_range': 200.0}, DEFAULTS, configured=True)
+    assert refusal({'use_sim_time': True}, DEFAULTS, configured=True) == ''
+
+
+def flattened(values: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= flattened(value, f'{prefix}{name}.')
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def test_yaml_has_the_defaults() -> None:
+    text = (ROOT / 'config' / 'depth.yaml').read_text()
+    values = flattened(yaml.safe_load(text)['/**']['ros__parameters'])
+    assert list(values) == [name for name in values if name in BY_NAME]
+    expected = {k: list(v) if isinstance(v, tuple) else v for k, v in DEFAULTS.items()}
+    assert values == expected
+    for name, value in values.items():
+        assert type(value) is type(expected[name]), name
+
+
+def test_yaml_describes_as_the_table_does() -> None:
+    """Each value follows a comment that has the table's description, mark, unit and bounds."""
+    tag = {Change.NEXT_FRAME: 'DYNAMIC', Change.CONFIGURE: 'CONFIGURE', Change.START: 'START'}
+    comment = ''
+    documented = {}
+    prefix = ''
+    for line in (ROOT / 'config' / 'depth.yaml').read_text().splitlines():
+        if line.lstrip().startswith('#'):
+            comment += ' ' + line.strip(' #')
+        elif section := re.fullmatch(r'    (\w+):', line):
+            prefix = f'{section[1]}.'
+        elif entry := re.fullmatch(r'(    |      )(\w+): .*', line):
+            documented[(prefix if len(entry[1]) == 6 else '') + entry[2]] = comment
+            comment = ''
+        else:
+            comment = ''
+    for parameter in PARAMETERS:
+        text = documented[parameter.name]
+        assert f'[{tag[parameter.change]}]' in text, parameter.name
+        plain = re.sub(r'\[[^]]*\]|, [\d.]+ to [\d.]+', '', text)
+        words = re.findall(r'[\w/]+', parameter.description.replace(' in metres', ''))
+        assert [w for w in words if w not in re.findall(r'[\w/]+', plain)] == [], parameter.name
+        if parameter.low is not None and not parameter.name.startswith('prior.'):
+            assert f'{parameter.low:g} to {parameter.high:g}' in text, parameter.name
