@@ -51,7 +51,7 @@ def depth_from_inverse(
     depth: Image32 = np.multiply(relative, np.float32(scale), dtype=np.float32)
     depth += np.float32(shift)
     beyond = depth <= np.float32(1.0 / max_range)  # NaN compares false, and stays NaN
-    with np.errstate(divide='ignore'):
+    with np.errstate(divide='ignore', over='ignore'):
         np.reciprocal(depth, out=depth)
     np.copyto(depth, np.float32(math.nan), where=depth < np.float32(min_range))
     np.copyto(depth, np.float32(math.inf), where=beyond)

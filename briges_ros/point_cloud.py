@@ -133,10 +133,10 @@ def write_ply(
     path = Path(path)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        with open(part, 'wb') as file:
+        with part.open('wb') as file:
             file.write(header.encode('ascii'))
             vertices.tofile(file)
-        os.replace(part, path)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
     return len(vertices)

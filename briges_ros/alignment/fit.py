@@ -40,6 +40,10 @@ _MIN_INLIER_SHARE = 0.4
 _MIN_GAIN = 0.2
 _MIN_GAIN_PER_ANCHOR = 2.0
 
+_DOES_NOT_GROW = (
+    'the relative depth does not grow towards the near anchors, or these are all at one depth'
+)
+
 
 @dataclass(frozen=True, eq=False)
 class AffineFit:
@@ -167,7 +171,7 @@ def fit_inverse_depth(
     few = rng.choice(count, _SAMPLE, replace=False) if count > _SAMPLE else np.arange(count)
     start = _search(p[few], z[few], np.hypot(noise[few], _MODEL_ERROR), rng)
     if start is None:
-        return FitFailure('the relative depth does not grow towards the near anchors')
+        return FitFailure(_DOES_NOT_GROW)
     s, t, model = _refine(*start, p, z, noise)
 
     spread = np.hypot(noise, model)
@@ -177,7 +181,7 @@ def fit_inverse_depth(
     if inliers < max(_MIN_INLIERS, _MIN_INLIER_SHARE * count):
         return FitFailure(f'only {inliers} of {count} anchors agree with the relative depth')
     if s <= 0:
-        return FitFailure('the relative depth does not grow towards the near anchors')
+        return FitFailure(_DOES_NOT_GROW)
     normal, _ = _equations(inlier / (spread * spread), p, z)
     constant = _cost_of_one_depth(z[few], spread[few])
     gain = constant - _cost(error[few], spread[few])

@@ -152,7 +152,7 @@ def test_project_takes_no_points_and_float32():
         camera().project(np.zeros((3, 4)))
 
 
-def test_a_rectified_image_goes_by_P_alone():
+def test_a_rectified_image_goes_by_its_projection_alone():
     P = [500.0, 0, 300, 0, 0, 510.0, 200, 0, 0, 0, 1, 0]
     model = camera([0.1, 0.2, 0.3], model='equidistant', P=P, rectified=True)
     assert (model.fx, model.fy, model.cx, model.cy) == (500.0, 510.0, 300.0, 200.0)
@@ -160,7 +160,7 @@ def test_a_rectified_image_goes_by_P_alone():
     assert not model.distorted
 
 
-def test_a_raw_image_does_not_look_at_P():
+def test_a_raw_image_does_not_look_at_the_projection():
     assert camera(P=np.zeros((3, 4))).fx == 600.0
 
 

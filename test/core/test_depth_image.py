@@ -83,7 +83,7 @@ def test_the_input_is_left_alone():
     'arguments', [(-1.0, 0, 0.1, 100), (0.0, 0, 0.1, 100), (1.0, 0, 5, 5), (1.0, 0, -1, 5)]
 )
 def test_senseless_scale_and_range_are_refused(arguments):
-    with pytest.raises(ValueError, match='must be positive|need 0'):
+    with pytest.raises(ValueError, match=r'must be positive|need 0'):
         depth_from_inverse(np.ones((2, 2), np.float32), *arguments)
 
 

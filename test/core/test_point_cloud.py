@@ -2,6 +2,7 @@
 
 import os
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_pixels_without_a_ray_have_no_point():
 
 
 def test_depth_and_camera_must_agree_in_size():
-    with pytest.raises(ValueError, match='camera.scaled'):
+    with pytest.raises(ValueError, match=r'camera\.scaled'):
         organised_points(np.ones((HEIGHT, WIDTH + 1), np.float32), PINHOLE)
     with pytest.raises(ValueError, match='stride'):
         organised_points(some_depth(), PINHOLE, 0)
@@ -156,7 +157,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError('No space left on device')
 
-    monkeypatch.setattr(os, 'replace', full_disk)
+    monkeypatch.setattr(Path, 'replace', full_disk)
     with pytest.raises(OSError, match='No space'):
         write_ply(path, np.zeros((1, 3), np.float32), np.zeros((1, 3), np.uint8))
     assert path.read_text() == 'old'
