@@ -283,15 +283,22 @@ def test_thinning_any_shape_of_crowd(wide, tall):
     assert len(anchors.thinned(123)) == 123
 
 
-def test_anchors_check_themselves():
-    good = [np.ones(3)] * 4
-    assert len(Anchors(*good)) == 3
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'v': np.ones((3, 1))}, 'length'),
+        ({'sigma': np.ones(2)}, 'length'),
+        ({'u': np.array([1.0, np.nan, 1.0])}, 'finite'),
+        ({'depth': np.zeros(3)}, 'positive'),
+    ],
+)
+def test_anchors_check_themselves(change, message):
+    good = dict.fromkeys(('u', 'v', 'depth', 'sigma'), np.ones(3))
+    assert len(Anchors(**good)) == 3
+    with pytest.raises(ValueError, match=message):
+        Anchors(**{**good, **change})
+
+
+def test_no_anchors():
     assert len(Anchors.empty()) == 0
-    for index, (bad, message) in enumerate(
-        [(np.ones((3, 1)), 'length'), (np.ones(2), 'length'), (np.zeros(3), 'positive')]
-        + [(np.array([1.0, np.nan, 1.0]), 'finite')],
-    ):
-        values = list(good)
-        values[2 if index != 1 else 3] = bad
-        with pytest.raises(ValueError, match=message):
-            Anchors(*values)
+    assert len(Anchors.empty().thinned(5)) == 0

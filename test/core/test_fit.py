@@ -1,4 +1,4 @@
-"""The fit of scale and shift: right on clean and on dirty anchors, silent where nothing can be said."""
+"""The fit of scale and shift: right on dirty anchors, silent where nothing can be said."""
 
 import json
 
