@@ -50,7 +50,7 @@ test: setup ## Lint, check types and imports, and run the tests.
 # On a terminal the node gets a process group of its own (set -m; the exit keeps bash from replacing
 # itself by the node, in its own group). Ctrl-C is then for the node alone, which shuts down in order
 # and exits with 0, and make has nothing to complain about.
-node: setup ## Start the node, active, in the foreground: make node ARGS='--ros-args -r image:=/cam'
+node: setup ## Start the node, active, in the foreground: make node ARGS='--ros-args ...'.
 	@$(WITH_ROS) node=(depth_node $(ARGS) --ros-args -p autostart:=true); \
 	  if [ -t 0 ]; then set -m; "$${node[@]}"; exit $$?; fi; exec "$${node[@]}"
 
