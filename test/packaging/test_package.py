@@ -60,7 +60,7 @@ def test_public_names_load_without_torch_and_ros():
 
 
 def test_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match='briges_ros.*nothing_of_the_kind'):
+    with pytest.raises(AttributeError, match='nothing_of_the_kind'):
         _ = briges_ros.nothing_of_the_kind
 
 
