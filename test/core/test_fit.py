@@ -63,19 +63,22 @@ def test_a_perfect_network_is_recovered(scale, shift, count, seed):
 
 @pytest.mark.parametrize('count', [10, 15, 30, 100, 1000, 20000])
 def test_three_outliers_in_ten_do_no_harm(count):
-    errors = []
-    for seed in range(3 if count > 1000 else 20):
+    errors, trials = [], 3 if count > 1000 else 20
+    for seed in range(trials):
         rng = np.random.default_rng(seed)
         z = lidar_depths(rng, count)
         p = network(z, rng, error=0.03)
         measured = with_outliers(z, rng, 0.3)
         fit = fit_inverse_depth(p, measured, noise(z))
-        assert isinstance(fit, AffineFit), fit
+        if isinstance(fit, FitFailure):
+            continue
         errors.append(abs_rel(fit, network(z, rng, error=0), z))
         wrong = np.abs(np.log(measured / z)) > np.log(2)
         assert not fit.inlier_mask[wrong].any() or count < 100
         assert fit.inliers + fit.outliers == count
         assert fit.inlier_mask.sum() == fit.inliers
+    # Three wrong in ten may leave too little to go by; from 30 on that does not happen.
+    assert len(errors) >= (trials if count >= 30 else 0.8 * trials)
     assert np.median(errors) < 0.003 + 0.1 / np.sqrt(count)
     assert np.max(errors) < 0.003 + 0.3 / np.sqrt(count) + 0.05 * (count < 30)
 
@@ -227,7 +230,7 @@ def test_reasons_for_no_fit():
     assert 'does not grow' in reason(-p, z)
     assert 'one depth' in reason(rng.normal(0, 1, 200), np.full(200, 3.0))
     assert 'one depth' in reason(rng.normal(0, 1, 200), rng.normal(3, 0.02, 200))
-    assert 'agree' in reason(rng.normal(0, 1, 200), z)
+    assert 'agree' in reason(rng.random(200), np.exp(rng.uniform(0, np.log(1000), 200)))
 
 
 @pytest.mark.parametrize(('near', 'far'), [(2, 60), (2, 4), (1, 8), (2, 2.5)])
