@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
-# Newton's method on the distortion polynomial squares its error in each step, so a ray that is not
-# found in this many steps does not exist.
+# Newton's method squares its error in each step. So after a step this small (in x/z) no other is
+# needed, and a ray that is not found in this many steps does not exist.
+_CONVERGED = 1e-6
 _MAX_NEWTON_STEPS = 30
-_CONVERGED = 1e-9  # in x/z: a millionth of a pixel at a focal length of 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +162,7 @@ class CameraModel:
         if self.distorted:
             # In bands of rows: the float64 temporaries of a whole image would not stay in the
             # cache.
-            rows = max(1, 65536 // self.width)
+            rows = max(1, 16384 // self.width)
             for top in range(0, self.height, rows):
                 band = np.meshgrid(x, y[top : top + rows])
                 rays[top : top + rows] = np.stack(self._lens.undistort(*band), axis=-1)
