@@ -24,7 +24,7 @@ from briges_ros.point_cloud import organised_points
 
 log = logging.getLogger('briges_ros')
 
-MAX_FIT_ANCHORS = 2000  # more do not sharpen two parameters, they only cost time
+MAX_FIT_ANCHORS = 5000  # more do not sharpen two parameters, they only cost time
 
 AnchorSource = Anchors | Callable[[], Anchors | None] | None
 

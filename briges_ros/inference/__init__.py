@@ -1,0 +1,1 @@
+"""Model bundles, pre-processing, and the engines that run them."""

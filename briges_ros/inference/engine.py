@@ -51,7 +51,7 @@ class Engine(Protocol):
 
 
 Graph = Callable[[Sequence[NDArray[np.float32]]], list[NDArray[np.float32]]]
-"""One loaded ONNX graph: arrays in the order of its inputs -> arrays in the order of its outputs."""
+"""A loaded ONNX graph: arrays in the order of its inputs -> arrays in that of its outputs."""
 
 
 class GraphEngine:

@@ -22,16 +22,16 @@ def open_engine(bundle: ModelBundle, threads: int) -> GraphEngine:
         EngineError: OpenVINO does not load a graph.
     """
     core = openvino.Core()
-    precision = 'bf16' if 'BF16' in core.get_property(DEVICE, 'OPTIMIZATION_CAPABILITIES') else 'f32'
+    precision = (
+        'bf16' if 'BF16' in core.get_property(DEVICE, 'OPTIMIZATION_CAPABILITIES') else 'f32'
+    )
     config: dict[str, object] = {
         'PERFORMANCE_HINT': 'LATENCY',
         'INFERENCE_PRECISION_HINT': precision,
     }
     if threads:
         config['INFERENCE_NUM_THREADS'] = threads
-    graphs = {
-        name: _open_graph(core, path, config) for name, path in graph_paths(bundle).items()
-    }
+    graphs = {name: _open_graph(core, path, config) for name, path in graph_paths(bundle).items()}
     return GraphEngine('openvino', 'bf16' if precision == 'bf16' else 'fp32', graphs)
 
 

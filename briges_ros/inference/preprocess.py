@@ -12,9 +12,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def input_size(
-    width: int, height: int, token_budget: int, patch: int = 14
-) -> tuple[int, int]:
+def input_size(width: int, height: int, token_budget: int, patch: int = 14) -> tuple[int, int]:
     """The network size for a camera: its aspect ratio, at most ``token_budget`` patches.
 
     Args:

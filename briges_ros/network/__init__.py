@@ -1,0 +1,1 @@
+"""The networks, in torch, and their export; never imported at run time."""

@@ -40,9 +40,7 @@ class CompactDepth(nn.Module):
         return self.decoder(maps)[:, 0]
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.from_trunk(
-            self.trunk(image), image.shape[2] // PATCH, image.shape[3] // PATCH
-        )
+        return self.from_trunk(self.trunk(image), image.shape[2] // PATCH, image.shape[3] // PATCH)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """What training changes and what ships: adapters and decoder, by name."""

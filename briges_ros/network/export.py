@@ -42,9 +42,7 @@ class _DecoderGraph(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(
-        self, level0: Tensor, level1: Tensor, level2: Tensor, level3: Tensor
-    ) -> Tensor:
+    def forward(self, level0: Tensor, level1: Tensor, level2: Tensor, level3: Tensor) -> Tensor:
         return self.decoder([level0, level1, level2, level3])
 
 
@@ -163,12 +161,14 @@ def _export_graph(
 
 
 def selfcheck_image() -> NDArray[np.uint8]:
-    """A drawn corridor with boxes, (480, 640, 3) uint8: the same on every machine, no data needed."""
+    """A drawn corridor with boxes, (480, 640, 3) uint8: the same on every machine."""
     image = np.zeros((480, 640, 3), np.uint8)
     image[:] = np.linspace(200, 120, 480).astype(np.uint8)[:, None, None]
     far = np.array([[260, 200], [380, 200], [380, 280], [260, 280]])
     near = np.array([[0, 0], [639, 0], [639, 479], [0, 479]])
-    for side, colour in enumerate([(230, 225, 220), (170, 160, 150), (110, 95, 80), (180, 170, 160)]):
+    for side, colour in enumerate(
+        [(230, 225, 220), (170, 160, 150), (110, 95, 80), (180, 170, 160)]
+    ):
         following = (side + 1) % 4
         wall = np.array([near[side], near[following], far[following], far[side]])
         cv2.fillPoly(image, [wall], colour)

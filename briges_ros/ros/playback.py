@@ -277,7 +277,7 @@ def play_through_node(
 def cloud_message(points: NDArray[np.float32], header: Header) -> PointCloud2:
     """An unorganised xyz cloud of (N, 3) points."""
     data = array.array('B')
-    data.frombytes(memoryview(np.ascontiguousarray(points, np.float32)).cast('B'))
+    data.frombytes(np.ascontiguousarray(points, np.float32).tobytes())
     return PointCloud2(
         header=header,
         height=1,

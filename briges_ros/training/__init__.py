@@ -1,0 +1,1 @@
+"""What trains the networks: data, augmentation, losses, trainer."""

@@ -28,7 +28,8 @@ class Sample:
     Attributes:
         name: for logs and reports.
         image: (H, W, 3) uint8 RGB.
-        inverse: (H, W) float32, 1/z in 1/m along optical Z; 0 = infinitely far (sky); NaN = unknown.
+        inverse: (H, W) float32, 1/z in 1/m along optical Z; 0 = infinitely far (sky), NaN =
+            unknown.
     """
 
     name: str

@@ -89,7 +89,9 @@ def cached_views(
     device: torch.device,
 ) -> CachedViews:
     """Open the cache of a group, computing what is missing of it."""
-    key = json.dumps([asdict(group), seed, len(frames), frames[0].name, WEIGHTS_SHA256])
+    content = asdict(group)
+    del content['dense'], content['repeats']  # these say how views are used, not what they are
+    key = json.dumps([content, seed, len(frames), frames[0].name, WEIGHTS_SHA256])
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f'{group.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}'
     per_frame = max(1, group.views)

@@ -58,7 +58,7 @@ def depth_loss(
         loss = loss + gradient_weight * gradient_matching(error, valid)
     if ratio_weight:
         near = valid & (target > 0)
-        floor = 0.1 * mean[:, None, None].expand_as(aligned)
+        floor = 0.1 * mean[:, None, None].clamp(min=1e-3).expand_as(aligned)
         # Below the floor the logarithm goes on as its tangent, so that it stays finite.
         low = aligned < floor
         safe = torch.where(low, floor, aligned)

@@ -47,13 +47,13 @@ class TrainConfig:
 
     views: int = 4
     batch: int = 4
-    epochs: int = 9
+    epochs: int = 6
     decoder_lr: float = 5e-4
     adapter_lr: float = 5e-4
     weight_decay: float = 0.01
     warmup_steps: int = 100
     clip: float = 1.0
-    gradient_weight: float = 0.5
+    gradient_weight: float = 4.0
     ratio_weight: float = 1.0
     ema: float = 0.995
     checkpoint_steps: int = 50
@@ -88,7 +88,7 @@ class Trainer:
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         torch.manual_seed(config.seed)
         self.model = CompactDepth().to(self.device)
-        self.model.decoder.to(memory_format=torch.channels_last)
+        self.model.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = self.model.trained_parameters()
         for parameter in self.trained.values():
             parameter.requires_grad_(True)
@@ -120,11 +120,11 @@ class Trainer:
             (NyuV2(nyu, 'train'), ViewGroup('nyu', 392, 294, views)),
             (
                 KittiDrive(kitti, 'train'),
-                ViewGroup('kitti', 616, 182, 2 * views, 0.6, dense=False, repeats=3),
+                ViewGroup('kitti', 616, 182, 2 * views, 0.6, dense=False, repeats=6),
             ),
             (
                 KittiDrive(kitti, 'train'),
-                ViewGroup('kitti-crop', 392, 294, views, 0.6, dense=False, repeats=1),
+                ViewGroup('kitti-crop', 392, 294, views, 0.6, dense=False, repeats=2),
             ),
             (NyuV2(nyu, 'held_out'), ViewGroup('nyu-held-out', 392, 294, 0)),
         ]

@@ -1,0 +1,97 @@
+"""Bundles load whole or not at all, and say what is wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from briges_ros.inference.bundle import BundleError, ModelBundle, find_bundle
+
+
+@pytest.fixture
+def copy(bundle, tmp_path) -> Path:
+    """A bundle to break; the graphs are links, so that it costs nothing."""
+    folder = tmp_path / 'mine'
+    folder.mkdir()
+    for path in [*bundle.graphs.values(), bundle.selfcheck]:
+        (folder / path.name).symlink_to(path.resolve())
+    shutil.copy(bundle.folder / 'model.json', folder)
+    return folder
+
+
+def rewrite(folder: Path, change) -> None:
+    path = folder / 'model.json'
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_loads_by_path_and_by_name(copy, monkeypatch):
+    by_path = ModelBundle.load(copy)
+    monkeypatch.setenv('BRIGES_MODELS', str(copy.parent))
+    by_name = ModelBundle.load('mine')
+    assert by_path == by_name
+    assert by_path.patch == 14 and by_path.token_budget > 0
+    assert by_path.sources and all('sha256' in source for source in by_path.sources)
+
+
+def test_an_unknown_name_lists_where_it_looked(monkeypatch, tmp_path):
+    monkeypatch.setenv('BRIGES_MODELS', str(tmp_path))
+    with pytest.raises(BundleError, match='no model bundle named') as info:
+        find_bundle('nosuch')
+    assert str(tmp_path) in str(info.value) and 'briges export' in str(info.value)
+
+
+@pytest.mark.parametrize('name', ['', 'no/such/folder'])
+def test_a_path_without_a_bundle_is_refused(name):
+    with pytest.raises(BundleError):
+        find_bundle(name)
+
+
+def test_a_missing_graph(copy):
+    (copy / 'gate_decoder.onnx').unlink()
+    with pytest.raises(BundleError, match=r'gate_decoder\.onnx is missing'):
+        ModelBundle.load(copy)
+
+
+def test_one_flipped_bit_in_a_graph(copy):
+    path = copy / 'gate_decoder.onnx'
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match='corrupt'):
+        ModelBundle.load(copy)
+
+
+def test_a_truncated_description(copy):
+    path = copy / 'model.json'
+    path.write_text(path.read_text()[:200])
+    with pytest.raises(BundleError, match='cannot be read'):
+        ModelBundle.load(copy)
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda v: v.pop('graphs'), 'graphs'),
+        (lambda v: v.update(format=99), 'format 99'),
+        (lambda v: v.update(output='metres'), 'unknown output'),
+        (lambda v: v.update(gate='light'), 'segmentation_encoder'),
+        (lambda v: v['input'].update(mean=[1.0]), 'model.json'),
+        (lambda v: v['input'].update(patch='big'), 'model.json'),
+        (lambda v: v.update(graphs=[]), 'model.json'),
+    ],
+)
+def test_a_description_that_is_not_one(copy, change, words):
+    rewrite(copy, change)
+    with pytest.raises(BundleError, match=words):
+        ModelBundle.load(copy)
+
+
+def test_a_bundle_cannot_reach_outside_its_folder(copy):
+    rewrite(copy, lambda v: v['selfcheck'].update(file='../../etc/passwd'))
+    with pytest.raises(BundleError, match='passwd is missing') as info:
+        ModelBundle.load(copy)
+    assert str(copy / 'passwd') in str(info.value)
