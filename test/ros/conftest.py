@@ -90,6 +90,7 @@ def rig(tester: Tester, model: str, drive: Drive) -> Iterator[Rig]:
     rig = Rig(tester, DepthNodeProcess(small_parameters(model, drive)), drive)
     assert tester.configure()
     assert tester.activate()
+    rig.connect()
     yield rig
     assert rig.process.stop() == 0, rig.process.log
 

@@ -6,8 +6,10 @@ deadline that is generous because a test machine may be busy.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -40,8 +42,11 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
+from briges_ros.msg import DepthStatus
+
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 90.0  # s; a deadline, not a duration
+ANSWER_PATIENCE = 15.0  # s until a service is asked again
 CAMERA_FRAME = 'camera_optical_frame'
 LIDAR_FRAME = 'velodyne'
 
@@ -66,6 +71,20 @@ def until(condition: Callable[[], T], what: str, patience: float = PATIENCE) -> 
         time.sleep(0.01)
 
 
+def repeat(action: Callable[[], Any], condition: Callable[[], T], what: str) -> T:
+    """Act again and again, twice a second, until `condition` returns something true."""
+    last = -math.inf
+
+    def held() -> T:
+        nonlocal last
+        if time.monotonic() - last > 0.5:
+            action()
+            last = time.monotonic()
+        return condition()
+
+    return until(held, what)
+
+
 class DepthNodeProcess:
     """scripts/depth_node of this checkout, as `ros2 run` starts it."""
 
@@ -88,6 +107,7 @@ class DepthNodeProcess:
             cwd='/',
         )
         running.append(self)
+        atexit.register(self.stop)  # whatever becomes of the test
 
     @property
     def log(self) -> str:
@@ -135,8 +155,8 @@ class Listener:
     def __init__(self, tester: Tester, message_type: type, topic: str, qos: QoSProfile) -> None:
         self.messages: list[Any] = []
         self._tester = tester
-        self._subscription = tester.node.create_subscription(
-            message_type, topic, self.messages.append, qos
+        self._subscription = tester.spinning(
+            tester.node.create_subscription, message_type, topic, self.messages.append, qos
         )
         self.topic = self._subscription.topic_name
         until(lambda: tester.node.count_publishers(self.topic) > 0, f'a publisher of {topic}')
@@ -154,17 +174,20 @@ class Listener:
 
     def close(self) -> None:
         """Unsubscribe."""
-        self._tester.node.destroy_subscription(self._subscription)
+        self._tester.spinning(self._tester.node.destroy_subscription, self._subscription)
 
 
 class Tester:
     """A ROS node spun in a thread of its own."""
+
+    __test__ = False  # says to pytest that it is no test
 
     def __init__(self) -> None:
         self.node = rclpy.create_node('tester')
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self._publishers: dict[str, Any] = {}
+        self._clients: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
 
@@ -178,22 +201,48 @@ class Tester:
         self._thread.join()
         self.node.destroy_node()
 
+    def spinning(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in the thread that spins.
+
+        What is destroyed in another one while the executor builds its wait set ends the executor.
+        """
+        task = self._executor.create_task(function, *arguments)
+        until(task.done, f'{function.__name__} to be done')
+        return task.result()
+
     # ---- services ----
 
     def call(self, service_type: type, name: str, request: Any) -> Any:
-        """Call a service and wait for the answer."""
-        client = self.node.create_client(service_type, name)
-        try:
-            until(client.service_is_ready, f'the service {name}')
-            future = client.call_async(request)
-            return until(lambda: future.done() and future.result(), f'an answer of {name}')
-        finally:
-            self.node.destroy_client(client)
+        """Call a service that may be called twice, and wait for the answer.
+
+        An answer gets lost if the service has not discovered its client yet, although the client
+        has discovered the service; so the call is repeated.
+        """
+        answers: list[Any] = []
+        until(lambda: answers or self._call_once(service_type, name, request, answers), name)
+        return answers[0]
+
+    def _call_once(self, service_type: type, name: str, request: Any, answers: list[Any]) -> bool:
+        """Call a service, collect the answer, and return whether it came in reasonable time."""
+        if name not in self._clients:
+            self._clients[name] = self.spinning(self.node.create_client, service_type, name)
+        client = self._clients[name]
+        until(client.service_is_ready, f'the service {name}')
+        future = client.call_async(request)
+        future.add_done_callback(lambda done: answers.append(done.result()))
+        deadline = time.monotonic() + ANSWER_PATIENCE
+        until(lambda: answers or time.monotonic() > deadline, f'an answer of {name}')
+        return bool(answers)
 
     def transition(self, transition_id: int) -> bool:
         """Ask for a transition; return whether it succeeded."""
         request = ChangeState.Request(transition=Transition(id=transition_id))
-        return bool(self.call(ChangeState, 'depth/change_state', request).success)
+        before = self.state()
+        answers: list[Any] = []
+        while not self._call_once(ChangeState, 'depth/change_state', request, answers):
+            if self.state() != before:  # done, and the answer was lost
+                return True
+        return bool(answers[0].success)
 
     def configure(self) -> bool:
         """Ask for configure."""
@@ -236,10 +285,14 @@ class Tester:
         return Listener(self, message_type, topic, QoSProfile(depth=50, reliability=reliability))
 
     def publish(self, topic: str, message: Any) -> None:
-        """Publish to an input of the node, once it listens."""
+        """Publish to an input of the node, once it listens.
+
+        The first message of a topic may still be lost: the node may not have discovered the
+        publisher that has discovered it.
+        """
         if topic not in self._publishers:
-            self._publishers[topic] = self.node.create_publisher(
-                type(message), topic, QoSProfile(depth=10)
+            self._publishers[topic] = self.spinning(
+                self.node.create_publisher, type(message), topic, QoSProfile(depth=10)
             )
         publisher = self._publishers[topic]
         until(lambda: publisher.get_subscription_count() > 0, f'a subscriber of {topic}')
@@ -247,7 +300,7 @@ class Tester:
 
     def forget(self, topic: str) -> None:
         """Stop publishing a topic."""
-        self.node.destroy_publisher(self._publishers.pop(topic))
+        self.spinning(self.node.destroy_publisher, self._publishers.pop(topic))
 
 
 def _named(name: str, value: Any) -> Any:
@@ -298,28 +351,48 @@ class Rig:
         self.drive = drive
         self.stamp = 1000.0
 
+    def connect(self) -> None:
+        """Send until a frame comes out metric: then the node hears all the topics of `send`."""
+        status = self.tester.listen(DepthStatus, 'depth/status')
+        repeat(
+            self.send,
+            lambda: any(message.state == DepthStatus.METRIC for message in status.messages),
+            'a metric frame',
+        )
+        status.wait(self.stamp)  # and nothing of it is under way
+        status.close()
+
     def later(self, by: float = 0.1) -> float:
         """Move the stamp on and return it."""
         self.stamp = round(self.stamp + by, 6)
         return self.stamp
 
-    def send(self, *, index: int = 40, image: Image | None = None, points: bool = True) -> float:
+    def send(
+        self,
+        *,
+        index: int = 40,
+        image: Image | None = None,
+        info: CameraInfo | None = None,
+        points: bool = True,
+    ) -> float:
         """Publish one moment with a new stamp and return that.
 
         Args:
             index: of the frame in the drive.
-            image: what to send instead of the frame's image; gets the stamp.
+            image, info: what to send instead of the frame's; they get the stamp.
             points: whether the LiDAR sends.
         """
         stamp = self.later()
         if points:
             self.tester.publish('sparse/points', cloud_message(self.drive.points(index), stamp))
         pixels = self.drive.image(index)
-        height, width = pixels.shape[:2]
-        self.tester.publish('camera_info', info_message(self.drive.k, width, height, stamp))
-        message = image_message(pixels, stamp) if image is None else image
-        message.header = header(stamp)
-        self.tester.publish('image', message)
+        if info is None:
+            info = info_message(self.drive.k, pixels.shape[1], pixels.shape[0], stamp)
+        if image is None:
+            image = image_message(pixels, stamp)
+        info.header = image.header = header(stamp)
+        self.tester.publish('camera_info', info)
+        self.tester.publish('image', image)
         return stamp
 
 

@@ -1,0 +1,99 @@
+"""Parameters that are read on configure, each with a node of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from conftest import small_parameters
+from harness import (
+    CAMERA_FRAME,
+    DepthNodeProcess,
+    Drive,
+    Rig,
+    Tester,
+    header,
+    image_pixels,
+    info_message,
+    repeat,
+)
+from rclpy.qos import ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
+
+from briges_ros.msg import DepthStatus
+
+HEIGHT, WIDTH = 375, 1242
+
+
+def metres(message: Image) -> np.ndarray:
+    return image_pixels(message, np.float32)
+
+
+@pytest.mark.parametrize('qos', ['reliable', 'sensor_data'])
+def test_output_qos(
+    start: Callable[..., DepthNodeProcess], tester: Tester, model: str, drive: Drive, qos: str
+) -> None:
+    process = start({**small_parameters(model, drive), 'output_qos': qos})
+    assert tester.configure()
+    assert tester.activate()
+    rig = Rig(tester, process, drive)
+    rig.connect()
+    best_effort = tester.listen(DepthStatus, 'depth/status')
+    (publisher,) = tester.node.get_publishers_info_by_topic('/depth/status')
+    reliable = tester.listen(DepthStatus, 'depth/status', reliable=True)
+    expected = {
+        'reliable': ReliabilityPolicy.RELIABLE,
+        'sensor_data': ReliabilityPolicy.BEST_EFFORT,
+    }
+    assert publisher.qos_profile.reliability == expected[qos]
+    stamp = rig.send()
+    best_effort.wait(stamp)
+    if qos == 'reliable':
+        reliable.wait(stamp)
+    else:
+        process.logged("a subscriber of '/depth/status' asks for more", "'output_qos' to reliable")
+        assert not reliable.messages
+    best_effort.close()
+    reliable.close()
+
+
+def test_compressed_images(
+    start: Callable[..., DepthNodeProcess], tester: Tester, model: str, drive: Drive
+) -> None:
+    process = start({**small_parameters(model, drive), 'image_transport': 'compressed'})
+    assert tester.configure()
+    assert tester.activate()
+    status = tester.listen(DepthStatus, 'depth/status')
+    depth = tester.listen(Image, 'depth/image')
+    jpeg = (drive.folder / 'image' / '000040.jpg').read_bytes()
+    message = CompressedImage(header=header(1.0), format='rgb8; jpeg compressed bgr8', data=jpeg)
+
+    def send() -> None:
+        tester.publish('camera_info', info_message(drive.k, WIDTH, HEIGHT, 1.0))
+        tester.publish('image/compressed', message)
+
+    repeat(send, lambda: status.of(1.0) and depth.of(1.0), 'an output')
+    assert status.wait(1.0).header.frame_id == CAMERA_FRAME
+    assert metres(depth.wait(1.0)).shape == (HEIGHT, WIDTH)
+    tester.publish('image/compressed', CompressedImage(format='jpeg', data=jpeg[:40]))
+    process.logged("image of '/image/compressed' dropped: ", 'cannot be decoded')
+    status.close()
+    depth.close()
+
+
+def test_prior(
+    start: Callable[..., DepthNodeProcess], tester: Tester, model: str, drive: Drive
+) -> None:
+    process = start({**small_parameters(model, drive), 'prior.scale': 0.5, 'prior.shift': 0.02})
+    assert tester.configure()
+    assert tester.activate()
+    status = tester.listen(DepthStatus, 'depth/status')
+    depth = tester.listen(Image, 'depth/image')
+    rig = Rig(tester, process, drive)
+    repeat(lambda: rig.send(points=False), lambda: status.messages and depth.messages, 'an output')
+    said = status.messages[-1]
+    assert (said.state, said.scale, said.shift) == (DepthStatus.PRIOR, 0.5, 0.02)
+    assert not np.isnan(metres(depth.messages[-1])).all()
+    status.close()
+    depth.close()

@@ -1,0 +1,338 @@
+"""What the node publishes, for whom, and what the parameters do to it."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from harness import (
+    Listener,
+    Rig,
+    cloud_fields,
+    header,
+    image_message,
+    image_pixels,
+    info_message,
+    repeat,
+    seconds,
+    until,
+)
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from std_srvs.srv import Trigger
+
+from briges_ros import Anchors, CameraModel
+from briges_ros.msg import DepthStatus
+
+HEIGHT, WIDTH = 375, 1242
+IMAGES = ('depth/image', 'depth/relative', 'depth/preview')
+
+
+def metres(message: Image) -> np.ndarray:
+    return image_pixels(message, np.float32)
+
+
+def test_outputs_belong_together(rig: Rig) -> None:
+    images = {topic: rig.tester.listen(Image, topic) for topic in IMAGES}
+    info = rig.tester.listen(CameraInfo, 'depth/camera_info')
+    cloud = rig.tester.listen(PointCloud2, 'depth/points')
+    status = rig.tester.listen(DepthStatus, 'depth/status')
+    stamp = rig.send()
+    for listener in (*images.values(), info, cloud, status):
+        assert listener.wait(stamp).header == header(stamp)
+        assert len(listener.messages) == 1
+
+    encodings = ('32FC1', '32FC1', 'rgb8')
+    for (topic, listener), encoding in zip(images.items(), encodings, strict=True):
+        message = listener.of(stamp)
+        assert message.encoding == encoding, topic
+        assert (message.height, message.width) == (HEIGHT, WIDTH)
+        assert message.step * message.height == len(message.data)
+    assert info.of(stamp) == info_message(rig.drive.k, WIDTH, HEIGHT, stamp)
+
+    depth = metres(images['depth/image'].of(stamp))
+    relative = metres(images['depth/relative'].of(stamp))
+    preview = image_pixels(images['depth/preview'].of(stamp), np.uint8, 3)
+    assert np.isfinite(relative).all()
+    assert preview.std() > 10
+    said = status.of(stamp)
+    assert said.state == DepthStatus.METRIC
+    assert said.reason == ''
+    assert said.inliers > 100
+    assert (said.age, said.model) == (0.0, 'compact')
+    assert said.engine
+    assert said.precision
+    known = np.isfinite(depth)
+    np.testing.assert_allclose(
+        1 / depth[known], (said.scale * relative + said.shift)[known], rtol=1e-3
+    )
+    covariance = said.covariance.reshape(2, 2)
+    assert np.all(np.linalg.eigvalsh(covariance) >= 0)
+    parts = [said.preprocess_ms, said.inference_ms, said.align_ms, said.postprocess_ms]
+    assert min(parts) > 0
+    assert said.total_ms >= sum(parts) + said.publish_ms - 1.0
+
+    fields = cloud_fields(cloud.of(stamp))
+    assert [field.name for field in cloud.of(stamp).fields] == ['x', 'y', 'z', 'rgb']
+    assert not cloud.of(stamp).is_dense
+    assert fields.shape == (HEIGHT, WIDTH)
+    np.testing.assert_array_equal(fields['z'], np.where(known, depth, np.nan))
+    v, u = np.nonzero(known)
+    k = rig.drive.k
+    np.testing.assert_allclose(fields['x'][v, u], (u - k[0, 2]) / k[0, 0] * depth[v, u], atol=1e-3)
+    np.testing.assert_allclose(fields['y'][v, u], (v - k[1, 2]) / k[1, 1] * depth[v, u], atol=1e-3)
+    bgr = np.ascontiguousarray(fields['rgb']).view(np.uint8).reshape(HEIGHT, WIDTH, 4)
+    np.testing.assert_array_equal(bgr[..., 2::-1], rig.drive.image(40))
+    for listener in (*images.values(), info, cloud, status):
+        listener.close()
+
+
+def test_no_subscriber_no_work(rig: Rig) -> None:
+    diagnostics = rig.tester.listen(DiagnosticArray, '/diagnostics')
+
+    def count(key: str) -> int:
+        until(lambda: diagnostics.messages, 'diagnostics')
+        values = {entry.key: entry.value for entry in diagnostics.messages[-1].status[0].values}
+        return int(values[key])
+
+    # The subscriptions of the tests before take a moment to be gone.
+    repeat(rig.send, lambda: count('images nobody wanted') > 0, 'an image that nobody wanted')
+    processed = count('images processed')
+    unwanted = count('images nobody wanted')
+    repeat(
+        rig.send,
+        lambda: count('images nobody wanted') >= unwanted + 3,
+        'images that nobody wanted',
+    )
+    assert count('images processed') == processed
+    status = rig.tester.listen(DepthStatus, 'depth/status')
+    status.wait(rig.send())  # somebody listens: work
+    until(lambda: count('images processed') > processed, 'an image processed')
+    status.close()
+    diagnostics.close()
+
+
+def test_newest_frame_wins(rig: Rig) -> None:
+    status = rig.tester.listen(DepthStatus, 'depth/status')
+    first = status.wait(rig.send())
+    stamps = [rig.send() for _ in range(30)]
+    last = status.wait(stamps[-1])  # the newest is never dropped
+    came = [message for message in status.messages if message.frames_processed > 0]
+    processed = last.frames_processed - first.frames_processed
+    dropped = last.frames_dropped - first.frames_dropped
+    assert processed + dropped == len(stamps)
+    assert dropped > 0
+    assert len(came) == processed + 1
+    order = [message.header.stamp.sec + message.header.stamp.nanosec * 1e-9 for message in came]
+    assert order == sorted(order)
+    status.close()
+
+
+@pytest.mark.parametrize('encoding', ['bgr8', 'rgba8', 'bgra8', 'mono8', 'padded'])
+def test_encodings_give_the_same_depth(rig: Rig, encoding: str) -> None:
+    relative = rig.tester.listen(Image, 'depth/relative')
+    rgb = rig.drive.image(40)
+    if encoding == 'mono8':
+        rgb = np.repeat(rgb[..., 1:2], 3, axis=2)
+    expected = metres(relative.wait(rig.send(image=image_message(rgb, 0.0))))
+    if encoding == 'padded':
+        message = image_message(np.pad(rgb, ((0, 0), (0, 6), (0, 0))), 0.0)
+        message.width = WIDTH
+    else:
+        conversion = {
+            'bgr8': cv2.COLOR_RGB2BGR,
+            'rgba8': cv2.COLOR_RGB2RGBA,
+            'bgra8': cv2.COLOR_RGB2BGRA,
+        }
+        pixels = rgb[..., 0] if encoding == 'mono8' else cv2.cvtColor(rgb, conversion[encoding])
+        message = image_message(np.ascontiguousarray(pixels), 0.0, encoding)
+    got = metres(relative.wait(rig.send(image=message)))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    relative.close()
+
+
+def sparse_depth(rig: Rig, camera: CameraModel) -> np.ndarray:
+    """The LiDAR as a depth image of `camera`; NaN where there is no point."""
+    anchors = Anchors.from_points(rig.drive.points(40), camera, rig.drive.t_camera_lidar)
+    depth = np.full((camera.height, camera.width), np.nan, np.float32)
+    u = np.clip(np.rint(anchors.u).astype(int), 0, camera.width - 1)
+    v = np.clip(np.rint(anchors.v).astype(int), 0, camera.height - 1)
+    depth[v, u] = anchors.depth
+    return depth
+
+
+@pytest.mark.parametrize('encoding', ['32FC1', '16UC1', 'big-endian 16UC1'])
+def test_sparse_depth_of_the_image(rig: Rig, encoding: str) -> None:
+    status = rig.tester.listen(DepthStatus, 'depth/status')
+    depth = sparse_depth(rig, CameraModel(WIDTH, HEIGHT, rig.drive.k))
+    if encoding == '32FC1':
+        message = image_message(depth, rig.stamp + 0.1, '32FC1')
+    else:
+        order = '>u2' if 'big' in encoding else '<u2'
+        millimetres = np.nan_to_num(depth * 1000).astype(order)
+        message = image_message(millimetres, rig.stamp + 0.1, '16UC1')
+        message.is_bigendian = int('big' in encoding)
+    rig.later(1.0)  # away from the clouds before
+
+    def send() -> None:
+        message.header = header(rig.stamp + 0.1)
+        rig.tester.publish('sparse/depth', message)
+        rig.send(points=False)
+
+    first = rig.stamp
+    said = repeat(send, lambda: metric_since(status, first), 'a metric frame')
+    assert said.inliers > 100
+    status.close()
+
+
+def metric_since(status: Listener, stamp: float) -> DepthStatus | None:
+    """The last status that is metric and younger than `stamp`, if any."""
+    for message in reversed(status.messages):
+        if message.state == DepthStatus.METRIC and seconds(message.header.stamp) > stamp:
+            return message
+    return None
+
+
+def test_sparse_depth_of_another_camera(rig: Rig) -> None:
+    status = rig.tester.listen(DepthStatus, 'depth/status')
+    by_points = status.wait(rig.send())
+    assert by_points.state == DepthStatus.METRIC, by_points.reason
+    camera = CameraModel(WIDTH, HEIGHT, rig.drive.k).scaled(WIDTH // 2, HEIGHT // 2)
+    depth = sparse_depth(rig, camera)
+    rig.later(1.0)
+    first = rig.stamp
+
+    def send() -> None:
+        stamp = rig.stamp + 0.1
+        info = info_message(camera.K, camera.width, camera.height, stamp)
+        rig.tester.publish('sparse/camera_info', info)
+        rig.tester.publish('sparse/depth', image_message(depth, stamp, '32FC1', 'tof'))
+        rig.send(points=False)
+
+    assert rig.tester.set('sparse.extrinsics', [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])[0]
+    try:
+        said = repeat(send, lambda: metric_since(status, first), 'a metric frame')
+    finally:
+        assert rig.tester.set('sparse.extrinsics', rig.drive.extrinsics)[0]
+    assert said.scale == pytest.approx(by_points.scale, rel=0.1)
+    status.close()
+
+
+def test_millimetres(rig: Rig) -> None:
+    depth = rig.tester.listen(Image, 'depth/image')
+    in_metres = metres(depth.wait(rig.send()))
+    assert rig.tester.set('depth.encoding', '16UC1')[0]
+    try:
+        message = depth.wait(rig.send())
+        assert (message.encoding, message.step) == ('16UC1', 2 * WIDTH)
+        millimetres = image_pixels(message, np.uint16)
+        told = np.isfinite(in_metres) & (in_metres < 65.5)
+        assert told.mean() > 0.5
+        error = millimetres[told] - 1000.0 * in_metres[told]
+        assert np.abs(error).max() < 1.0  # the same frame gives the same depth
+        assert not millimetres[~np.isfinite(in_metres)].any()
+        rig.later(10.0)
+        unknown = image_pixels(depth.wait(rig.send(points=False)), np.uint16)
+        assert not unknown.any()
+    finally:
+        assert rig.tester.set('depth.encoding', '32FC1')[0]
+    depth.close()
+
+
+def test_stride(rig: Rig) -> None:
+    cloud = rig.tester.listen(PointCloud2, 'depth/points')
+    depth = rig.tester.listen(Image, 'depth/image')
+    assert rig.tester.set('points.stride', 4)[0]
+    try:
+        stamp = rig.send()
+        fields = cloud_fields(cloud.wait(stamp))
+        expected = metres(depth.wait(stamp))[::4, ::4]
+        np.testing.assert_array_equal(
+            fields['z'], np.where(np.isfinite(expected), expected, np.nan)
+        )
+        bgr = np.ascontiguousarray(fields['rgb']).view(np.uint8).reshape(*fields.shape, 4)
+        np.testing.assert_array_equal(bgr[..., 2::-1], rig.drive.image(40)[::4, ::4])
+    finally:
+        assert rig.tester.set('points.stride', 1)[0]
+    cloud.close()
+    depth.close()
+
+
+def test_range(rig: Rig) -> None:
+    depth = rig.tester.listen(Image, 'depth/image')
+    everything = metres(depth.wait(rig.send()))
+    assert rig.tester.set('depth.max_range', 15.0)[0]
+    assert rig.tester.set('depth.min_range', 8.0)[0]
+    try:
+        limited = metres(depth.wait(rig.send()))
+    finally:
+        assert rig.tester.set('depth.min_range', 0.1)[0]
+        assert rig.tester.set('depth.max_range', 100.0)[0]
+    known = np.isfinite(everything)
+    near, far = known & (everything < 7.99), everything > 15.01
+    assert near.any()
+    assert far.any()
+    assert np.isnan(limited[near]).all()
+    assert np.isposinf(limited[far]).all()
+    between = known & (everything > 8.01) & (everything < 14.99)
+    np.testing.assert_allclose(limited[between], everything[between], rtol=1e-5)
+    depth.close()
+
+
+def test_token_budget(rig: Rig) -> None:
+    relative = rig.tester.listen(Image, 'depth/relative')
+    small = metres(relative.wait(rig.send()))
+    assert rig.tester.set('token_budget', 300)[0]
+    try:
+        large = metres(relative.wait(rig.send()))
+    finally:
+        assert rig.tester.set('token_budget', 150)[0]
+    assert not np.allclose(small, large)
+    np.testing.assert_allclose(metres(relative.wait(rig.send())), small, rtol=1e-5, atol=1e-6)
+    relative.close()
+
+
+def test_rectified_images_take_p(rig: Rig) -> None:
+    cloud = rig.tester.listen(PointCloud2, 'depth/points')
+
+    info = info_message(rig.drive.k, WIDTH, HEIGHT, 0.0)
+    info.p[0] /= 2  # half the focal length: everything twice as far to the side
+
+    def slope() -> float:
+        fields = cloud_fields(cloud.wait(rig.send(info=info)))
+        u = np.arange(WIDTH) - rig.drive.k[0, 2]
+        return float(np.nanmedian(fields['x'] / fields['z'] / u)) * rig.drive.k[0, 0]
+
+    assert slope() == pytest.approx(1.0, rel=1e-3)
+    assert rig.tester.set('image_is_rectified', True)[0]
+    try:
+        # A frame may overtake its camera_info, so the first may still come by the old P.
+        until(lambda: slope() == pytest.approx(2.0, rel=1e-3), 'a cloud by P')
+    finally:
+        assert rig.tester.set('image_is_rectified', False)[0]
+    cloud.close()
+
+
+def test_reset_scale(rig: Rig) -> None:
+    status = rig.tester.listen(DepthStatus, 'depth/status')
+    depth = rig.tester.listen(Image, 'depth/image')
+    assert status.wait(rig.send()).state == DepthStatus.METRIC
+    rig.later(0.3)
+    assert status.wait(rig.send(points=False)).state == DepthStatus.HELD
+    assert rig.tester.call(Trigger, 'depth/reset_scale', Trigger.Request()).success
+    stamp = rig.send(points=False)
+    assert status.wait(stamp).state == DepthStatus.RELATIVE
+    assert status.of(stamp).age == -1.0
+    assert np.isnan(metres(depth.wait(stamp))).all()
+    status.close()
+    depth.close()
+
+
+def test_time_that_begins_again_forgets_the_scale(rig: Rig) -> None:
+    status = rig.tester.listen(DepthStatus, 'depth/status')
+    assert status.wait(rig.send()).state == DepthStatus.METRIC
+    rig.later(-500.0)
+    assert status.wait(rig.send(points=False)).state == DepthStatus.RELATIVE
+    assert status.wait(rig.send()).state == DepthStatus.METRIC  # and sparse data count again
+    rig.later(500.0)
+    status.close()
