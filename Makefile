@@ -23,6 +23,7 @@ SAY := printf '==> %s\n'
 # Stamps: what has been made, each younger than what it was made from.
 VENV := .venv/.made
 PACKAGES := .venv/.packages
+TRAINING := .venv/.training
 BUNDLE := models/compact/model.json
 BUILD := install/.built
 
@@ -40,7 +41,7 @@ setup: $(BUILD) ## Make .venv and install/: ROS 2, our dependencies, messages, t
 demo: setup ## Run the real node on real frames: make demo [DATA=folder]; results in demo/.
 	@$(WITH_ROS) briges demo $(if $(DATA),--data '$(DATA)') --output demo
 
-test: setup ## Lint, check types and imports, and run the tests.
+test: setup $(TRAINING) ## Lint, check types and imports, and run the tests.
 	@$(SAY) 'ruff, mypy and import-linter'
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -56,7 +57,7 @@ node: setup ## Start the node, active, in the foreground: make node ARGS='--ros-
 	  if [ -t 0 ]; then set -m; "$${node[@]}"; exit $$?; fi; exec "$${node[@]}"
 
 clean: ## Remove what was made, but for .venv.
-	rm -rf build install log demo $(BUNDLE) models/*/*.onnx models/*/selfcheck.npz \
+	rm -rf build install log demo $(BUNDLE) models/*/{depth_encoder,gate_decoder}.onnx \
 	  .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info
 	find . -name .venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
@@ -74,9 +75,6 @@ $(VENV):
 # and NumPy of the machine that built them: they are pointed at ours.
 $(PACKAGES): $(VENV) constraints.txt ros-wheels.txt pyproject.toml setup.py
 	@$(SAY) 'ROS 2 Jazzy, inference engines and tools into .venv (a few minutes)'
-	@$(BIN)/python -m pip index versions torch 2>/dev/null | grep -q '+cpu' || \
-	  $(SAY) 'note: pip finds no CPU build of torch, and the CUDA build is several GB; to avoid that,'\
-	' stop, and give pip a source of CPU wheels (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL)'
 	@$(PIP_INSTALL) setuptools wheel
 	@$(PIP_INSTALL) --no-build-isolation -r ros-wheels.txt \
 	  -e '.[demo,dev,export,openvino]'
@@ -84,7 +82,16 @@ $(PACKAGES): $(VENV) constraints.txt ros-wheels.txt pyproject.toml setup.py
 	@$(BIN)/python scripts/mend_cmake_paths.py
 	@touch $@
 
-$(BUNDLE): $(PACKAGES) $(wildcard models/compact/*.safetensors)
+# torch is for training alone: what runs and what is exported never needs it, but the tests do.
+$(TRAINING): $(PACKAGES)
+	@$(SAY) 'torch into .venv, to test networks and training'
+	@$(BIN)/python -m pip index versions torch 2>/dev/null | grep -q '+cpu' || \
+	  $(SAY) 'note: pip finds no CPU build of torch, and the CUDA build is several GB; to avoid that,'\
+	' stop, and give pip a source of CPU wheels (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL)'
+	@$(PIP_INSTALL) --no-build-isolation -e '.[train]'
+	@touch $@
+
+$(BUNDLE): $(PACKAGES) $(wildcard models/compact/*.safetensors models/compact/*.skeleton.onnx)
 	@$(SAY) 'the compact model: ONNX graphs from the committed weights'
 	@$(BIN)/briges export compact
 

@@ -135,7 +135,7 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Compose a model bundle (ONNX graphs) from trained weights. Needs torch; running does not."""
+    """Compose a model bundle: ONNX graphs with the published weights and ours. Takes seconds."""
     from briges_ros.cli.export import run
 
     run(model, output)
@@ -159,7 +159,7 @@ def train(
 ) -> None:
     """Train the compact model: about 90 minutes on two CPU cores; resumes if interrupted.
 
-    Writes WORK/weights.safetensors; copy it to models/compact/ to ship it.
+    Writes what ships to WORK/release; copy that into models/compact/ and run `briges export`.
     """
     from briges_ros.cli.train import run
 

@@ -20,6 +20,8 @@ def run(model: str, data: Path, work: Path, config: Path | None, device: str | N
     if model != 'compact':
         raise BrigesError(f'unknown model {model!r}; there is: compact')
     try:
+        from briges_ros.network.compose import WEIGHTS
+        from briges_ros.network.skeleton import write_skeletons
         from briges_ros.training.trainer import TrainConfig, Trainer
     except ImportError as error:
         raise BrigesError(
@@ -36,16 +38,18 @@ def run(model: str, data: Path, work: Path, config: Path | None, device: str | N
         raise BrigesError(f'{config}: unknown {sorted(unknown)}; known are {sorted(known)}')
     trainer = Trainer(TrainConfig(**values), data, work, device)
     score = trainer.train()
-    path = work / 'weights.safetensors'
+    release = work / 'release'
+    release.mkdir(exist_ok=True)
     trainer.export_weights(
-        path,
+        release / WEIGHTS,
         {
             'held_out': 'NYUv2 frames 420-479, 900-959, 1380-1439',
             'abs_rel': f'{score.abs_rel:.4f}',
             'delta1': f'{score.delta1:.4f}',
         },
     )
+    write_skeletons(release)
     print(
-        f'{path}: affine-invariant AbsRel {score.abs_rel:.4f}, delta1 {score.delta1:.4f} '
+        f'{release}: affine-invariant AbsRel {score.abs_rel:.4f}, delta1 {score.delta1:.4f} '
         f'on {score.frames} held-out frames'
     )

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from briges_ros.network.dinov2 import DEPTH, PATCH, WIDTH, load_dinov2
+from briges_ros.network.dinov2 import load_dinov2
+from briges_ros.network.dinov2_weights import DEPTH, PATCH, WIDTH
 from briges_ros.network.dpt import DptDecoder
 
 ADAPTER_RANK = 16

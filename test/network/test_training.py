@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from briges_ros.errors import BrigesError
 from briges_ros.evaluation.metrics import affine_invariant_depth, depth_metrics
-from briges_ros.network import dinov2
+from briges_ros.network import dinov2_weights
 from briges_ros.training.augment import random_view, shrink_inverse
 from briges_ros.training.datasets import NyuV2, Sample, nyu_split, project_inverse
 from briges_ros.training.losses import align, depth_loss
@@ -146,7 +146,7 @@ def tiny_data(tmp_path):
 
 def test_a_killed_training_resumes_to_the_same_weights(tiny_data, tmp_path, monkeypatch):
     try:
-        dinov2.weights_path()
+        dinov2_weights.weights_path()
     except BrigesError as error:
         pytest.skip(str(error))
     config = TrainConfig(views=1, batch=1, epochs=1, warmup_steps=2, checkpoint_steps=2)
