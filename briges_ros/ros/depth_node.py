@@ -22,17 +22,22 @@ def main(args: Sequence[str] | None = None) -> int:
         args: command line with the program's name; default: sys.argv.
 
     Returns:
-        0; 2 if the command line or a parameter cannot be had.
+        0; 2 if ROS is missing, or the command line or a parameter cannot be had.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     # Not before: importing takes a second, in which Ctrl-C would end in a traceback.
-    from rclpy import init
-    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-    from rclpy.signals import SignalHandlerOptions
-    from rclpy.utilities import try_shutdown
+    try:
+        from rclpy import init
+        from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+        from rclpy.signals import SignalHandlerOptions
+        from rclpy.utilities import try_shutdown
 
-    from briges_ros.errors import BrigesError
-    from briges_ros.ros.lifecycle_node import DepthNode
+        from briges_ros.errors import BrigesError
+        from briges_ros.ros.lifecycle_node import DepthNode
+    except ImportError as error:
+        return _refuse(
+            f'{error}: ROS 2 is not in the environment; source its setup.bash, or run: make node'
+        )
 
     try:
         init(
@@ -75,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _refuse(error: Exception) -> int:
+def _refuse(error: Exception | str) -> int:
     sys.stderr.write(f'depth_node: {str(error).splitlines()[0]}\n')
     return 2
 

@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from briges_ros.inference.preprocess import normalise
 from briges_ros.network.compact import CompactDepth
-from briges_ros.network.dinov2 import PATCH, WEIGHTS_SHA256, WIDTH
+from briges_ros.network.dinov2_weights import PATCH, WEIGHTS_SHA256, WIDTH
 from briges_ros.training.augment import OUTPUT_STEP, random_view
 from briges_ros.training.datasets import Sample
 
