@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -38,13 +39,12 @@ def status_type() -> Any:
         BrigesError: the package was not built, or the build is not sourced.
     """
     try:
-        from briges_ros.msg import DepthStatus
+        return import_module('briges_ros.msg').DepthStatus
     except ImportError as error:
         raise BrigesError(
             f'the messages of briges_ros are missing ({error}): build the package (make setup, or '
             'colcon build) and source its install/setup.bash'
         ) from error
-    return DepthStatus
 
 
 @dataclass(frozen=True)
