@@ -13,9 +13,10 @@ import numpy as np
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.engine import Engine, EngineError
 
-# Root mean square error relative to the reference's standard deviation. Measured: fp32 backends
-# stay under 1e-4; bf16 keeps 8 bits of mantissa through 12 blocks and lands at a few per cent.
-TOLERANCE = {'fp32': 1e-2, 'bf16': 0.1}
+# Root mean square error relative to the reference's standard deviation. fp32 backends measure about
+# 1e-6, so 1e-3 is generous and still catches weights that are off by a few per cent. bf16 keeps 8
+# bits of mantissa through 12 blocks, which is a few per cent.
+TOLERANCE = {'fp32': 1e-3, 'bf16': 0.1}
 
 
 @dataclass(frozen=True)
