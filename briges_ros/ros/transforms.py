@@ -35,7 +35,8 @@ class Transforms:
         self._buffer = None
         self._listener = None
         if tf2_ros is not None:
-            self._buffer = tf2_ros.Buffer(node=node)
+            # Without the node: with it the buffer adds a service that it never takes back.
+            self._buffer = tf2_ros.Buffer()
             self._listener = tf2_ros.TransformListener(self._buffer, node, spin_thread=False)
 
     def close(self) -> None:
