@@ -41,6 +41,7 @@ class StampedBuffer(Generic[T]):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._entries: deque[tuple[float, T]] = deque(maxlen=_KEPT)
+        self.latest: float | None = None  # stamp of the last message, kept or not
 
     def add(self, stamp: float, message: T) -> None:
         """Keep a message; a stamp far in the past of the last one empties the buffer first."""
@@ -48,6 +49,7 @@ class StampedBuffer(Generic[T]):
             if self._entries and stamp < self._entries[-1][0] - _LOOP:
                 self._entries.clear()
             self._entries.append((stamp, message))
+            self.latest = stamp
 
     def nearest(self, stamp: float, max_age: float) -> T | None:
         """Return the message nearest to `stamp` (seconds), or None if none is within `max_age`.
@@ -117,10 +119,7 @@ class SparseInputs:
             if (anchors := self._of_topic(topic, buffer, convert, context)) is not None
         ]
         if not found:
-            self.note = self.note or (
-                f"no message of '{self._cloud_topic}' or '{self._depth_topic}' within "
-                f'{context.settings.sparse_max_age:g} s of the image'
-            )
+            self.note = self.note or self._why_none(context)
             return None
         if len(found) == 1:
             return found[0]
@@ -130,6 +129,24 @@ class SparseInputs:
                 for name in ('u', 'v', 'depth', 'sigma')
             )
         )
+
+    def _why_none(self, context: FrameContext) -> str:
+        """Return why no sensor has a message for this frame, in words."""
+        limit = context.settings.sparse_max_age
+        for topic, buffer in (
+            (self._cloud_topic, self._clouds),
+            (self._depth_topic, self._depths),
+        ):
+            if buffer.latest is not None:
+                apart = buffer.latest - context.stamp
+                why = (
+                    f"the last message of '{topic}' is {abs(apart):.2f} s "
+                    f'{"younger" if apart > 0 else "older"} than the image, more than '
+                    f"'sparse.max_age' {limit:g} s: does the sensor still send, by the same clock?"
+                )
+                self._log.warning(why)
+                return why
+        return f"nothing came on '{self._cloud_topic}' or '{self._depth_topic}' yet"
 
     def _of_topic(
         self,

@@ -33,6 +33,12 @@ class ThrottledLog:
         self._lock = threading.Lock()
         self._last: dict[str, tuple[float, int]] = {}  # kind -> (when logged, suppressed since)
 
+    def info(self, text: str) -> None:
+        """Log `text` as information unless one of its kind was logged within the period."""
+        suppressed = self._admit(text)
+        if suppressed is not None:
+            self._logger.info(text + suppressed)
+
     def warning(self, text: str) -> None:
         """Log `text` as a warning unless one of its kind was logged within the period."""
         suppressed = self._admit(text)
