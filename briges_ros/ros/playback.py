@@ -30,6 +30,7 @@ from std_msgs.msg import Header
 from briges_ros.camera import CameraModel
 from briges_ros.errors import BrigesError
 from briges_ros.ros.conversions import array_to_image
+from briges_ros.ros.outputs import status_type
 
 NODE_NAME = 'depth'
 CAMERA_FRAME = 'camera_optical_frame'
@@ -117,10 +118,8 @@ class Player(Node):
         best_effort = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
         self.create_subscription(Image, 'depth/image', self._on_depth, best_effort)
         self.create_subscription(PointCloud2, 'depth/points', self._on_cloud, best_effort)
-        from briges_ros.msg import DepthStatus
-
         self.create_subscription(
-            DepthStatus, 'depth/status', self._on_status, qos_profile_sensor_data
+            status_type(), 'depth/status', self._on_status, qos_profile_sensor_data
         )
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
