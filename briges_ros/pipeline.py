@@ -189,6 +189,9 @@ class DepthPipeline:
             depth = depth_from_inverse(
                 relative, scale.scale, scale.shift, self.min_range, self.max_range
             )
+            low, high = scale.relative_range
+            if np.isfinite(low):
+                depth[(relative < low) | (relative > high)] = np.nan
         clock.lap('postprocess')
         return DepthFrame(image, relative, depth, scale, camera, clock.total())
 

@@ -44,6 +44,14 @@ _MIN_INLIER_SHARE = 0.4
 _MIN_GAIN = 0.1
 _MIN_GAIN_PER_ANCHOR = 3.0
 _GREATEST_ERROR = 0.5
+# Anchors are at about one depth, see `_flat`: this share of them within this much of it, and the
+# median within this much.
+_FLAT_WITHIN = 0.25
+_FLAT_SHARE = 0.8
+_FLAT_MEDIAN = 0.1
+_FLAT_MIN_ANCHORS = 50
+# Relief, as a part of the inverse depth, that a flat fit keeps: the scale has to be positive.
+_FLAT_RELIEF = 0.01
 
 _DOES_NOT_GROW = (
     'the relative depth does not grow towards the near anchors, or these are all at one depth'
@@ -64,6 +72,9 @@ class AffineFit:
         outliers: Number of usable anchors that do not.
         residual: Median of the relative depth error |z' - z| / z over the inliers.
         inlier_mask: (N,) bool over the anchors given.
+        relative_range: Relative inverse depth, least and greatest, for which the fit says anything.
+            Unbounded where the anchors tell scale from shift. Where they are at about one depth,
+            what seems nearer or farther than all of them is unknown.
     """
 
     scale: float
@@ -73,6 +84,7 @@ class AffineFit:
     outliers: int
     residual: float
     inlier_mask: npt.NDArray[np.bool_]
+    relative_range: tuple[float, float] = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -147,9 +159,10 @@ def fit_inverse_depth(
         The fit, or why there is none: fewer than 10 usable anchors; fewer than 6, or than 40 %, in
         agreement; relative depth that falls where the anchors come nearer; or relative depth that
         explains the anchors hardly better than one depth for all of them would (the mean relative
-        error must come out smaller by a tenth, and by more with few anchors), because they lie at
-        about one depth or have nothing to do with it. Metres drawn from such anchors would be made
-        up.
+        error must come out smaller by a tenth, and by more with few anchors), because it has
+        nothing to do with them. Metres drawn from such anchors would be made up. But if they do lie
+        at about one depth (a wall, a table from above), that depth is the fit, for as much of the
+        image as they stand for: see `AffineFit.relative_range`.
 
     Raises:
         ValueError: The vectors differ in length.
@@ -177,7 +190,7 @@ def fit_inverse_depth(
     few = rng.choice(count, _SAMPLE, replace=False) if count > _SAMPLE else np.arange(count)
     start = _search(p[few], z[few], np.hypot(noise[few], _MODEL_ERROR), rng)
     if start is None:
-        return FitFailure(_DOES_NOT_GROW)
+        return _flat(p, z, centre, unit, usable) or FitFailure(_DOES_NOT_GROW)
     s, t, model = _refine(*start, p, z, noise)
 
     spread = np.hypot(noise, model)
@@ -187,13 +200,15 @@ def fit_inverse_depth(
     if inliers < max(_MIN_INLIERS, _MIN_INLIER_SHARE * count):
         return FitFailure(f'only {inliers} of {count} anchors agree with the relative depth')
     if s <= 0:
-        return FitFailure(_DOES_NOT_GROW)
+        return _flat(p, z, centre, unit, usable) or FitFailure(_DOES_NOT_GROW)
     normal, _ = _equations(inlier / (spread * spread), p, z)
     ours = _mean_error(error[few] + 1)
     constant = _mean_error_of_one_depth(z[few])
     singular = not np.linalg.det(normal) > 1e-12 * normal[0, 0] * normal[1, 1]
     if singular or not ours < (1 - _MIN_GAIN - _MIN_GAIN_PER_ANCHOR / count) * constant:
-        return FitFailure('the anchors do not tell scale from shift: one depth fits them as well')
+        return _flat(p, z, centre, unit, usable) or FitFailure(
+            'the anchors do not tell scale from shift: one depth fits them as well'
+        )
 
     chi2 = float(np.square(error[inlier] / spread[inlier]).sum()) / (inliers - 2)
     # Back to the network's unit: s (p - centre) / unit + t.
@@ -210,6 +225,56 @@ def fit_inverse_depth(
         # z' = z / (1 + e), so |z' - z| / z = |e| / (1 + e).
         residual=float(np.median(np.abs(error[inlier]) / (1 + error[inlier]))),
         inlier_mask=mask,
+    )
+
+
+def _flat(
+    p: FloatArray, z: FloatArray, centre: float, unit: float, usable: npt.NDArray[np.bool_]
+) -> AffineFit | None:
+    """Fit one depth to anchors that lie at about one, or None if they do not.
+
+    How the depth varies about it, the anchors do not tell, so the scale is next to nothing. That
+    says nothing wrong of pixels that the network takes to be between the anchors; the others are
+    left out by `relative_range`.
+
+    Args:
+        p: (N,) relative inverse depth of the usable anchors, less `centre`, in units of `unit`.
+        z: (N,) their depth, metres.
+        centre, unit: To get back to the network's unit.
+        usable: (M,) bool, which of all anchors these are.
+    """
+    candidates = [float(q) for q in np.quantile(z, np.linspace(0.02, 0.98, 33))]
+    one = min(candidates, key=lambda c: _mean_error(z / c))
+    error = one / z - 1
+    inlier = np.abs(error) < _FLAT_WITHIN
+    inliers = int(inlier.sum())
+    if (
+        len(z) < _FLAT_MIN_ANCHORS
+        or inliers < _FLAT_SHARE * len(z)
+        or np.median(np.abs(error)) > _FLAT_MEDIAN
+    ):
+        return None
+    low, high = (float(q) for q in np.quantile(p[inlier], (0.01, 0.99)))
+    width = high - low
+    if width <= 0:
+        return None
+    middle = (low + high) / 2
+    s, spread = _FLAT_RELIEF / one / width, float(error[inlier].std()) / one
+    # The slope may be anything that the spread of the anchors allows over their range.
+    covariance = np.diag([(spread / width) ** 2, spread**2 / inliers])
+    back = np.array([[1 / unit, 0.0], [-centre / unit - middle, 1.0]])
+    covariance = back @ covariance @ back.T
+    mask = np.zeros(len(usable), np.bool_)
+    mask[usable] = inlier
+    return AffineFit(
+        scale=s / unit,
+        shift=1 / one - s * (centre / unit + middle),
+        covariance=(covariance + covariance.T) / 2,
+        inliers=inliers,
+        outliers=len(z) - inliers,
+        residual=float(np.median(np.abs(error[inlier]))),
+        inlier_mask=mask,
+        relative_range=(low * unit + centre, high * unit + centre),
     )
 
 

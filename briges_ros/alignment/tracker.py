@@ -44,6 +44,8 @@ class ScaleEstimate:
         residual: Median relative depth error of the inliers of the fit in use, else NaN.
         age: Seconds since the last fit: 0 if METRIC, inf if there never was one.
         reason: Why this state, a short sentence for people.
+        relative_range: Relative inverse depth, least and greatest, for which it holds; beyond,
+            the depth is unknown. See `AffineFit.relative_range`.
     """
 
     state: ScaleState
@@ -55,6 +57,7 @@ class ScaleEstimate:
     residual: float
     age: float
     reason: str
+    relative_range: tuple[float, float] = (-math.inf, math.inf)
 
 
 class ScaleTracker:
@@ -110,6 +113,8 @@ class ScaleTracker:
             if stamp is not None:
                 self._held = (fit, stamp)
             reason = f'fitted to {fit.inliers} of {fit.inliers + fit.outliers} anchors'
+            if math.isfinite(fit.relative_range[0]):
+                reason += ', all at about one depth'
             return _from_fit(ScaleState.METRIC, fit, 0.0, reason)
         if isinstance(fit, FitFailure):
             why_not = fit.reason
@@ -143,4 +148,5 @@ def _from_fit(state: ScaleState, fit: AffineFit, age: float, reason: str) -> Sca
         fit.residual,
         age,
         reason,
+        fit.relative_range,
     )

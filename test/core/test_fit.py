@@ -228,12 +228,34 @@ def test_reasons_for_no_fit():
     assert reason([], []).startswith('0 usable')
     assert 'the same at all anchors' in reason(np.full(200, 0.7), z)
     assert 'does not grow' in reason(-p, z)
-    assert 'one depth' in reason(rng.normal(0, 1, 200), np.full(200, 3.0))
-    assert 'one depth' in reason(rng.normal(0, 1, 200), rng.normal(3, 0.02, 200))
+    assert 'one depth' in reason(rng.normal(0, 1, 200), np.exp(rng.uniform(0, 1, 200)))
     assert 'agree' in reason(rng.random(200), np.exp(rng.uniform(0, np.log(1000), 200)))
 
 
-@pytest.mark.parametrize(('near', 'far'), [(2, 60), (2, 4), (1, 8), (2, 2.5)])
+@pytest.mark.parametrize('depth_noise', [0.0, 0.02, 0.3])
+@pytest.mark.parametrize('share', [0.0, 0.1])
+def test_a_wall_is_at_its_depth_and_nothing_is_said_of_what_sticks_out(depth_noise, share):
+    rng = np.random.default_rng(0)
+    p = rng.normal(0.5, 0.1, 300)
+    z = with_outliers(rng.normal(3.0, depth_noise, 300), rng, share)
+    fit = fit_inverse_depth(p, z, noise(z))
+    assert isinstance(fit, AffineFit) and fit.scale > 0
+    low, high = fit.relative_range
+    inside = np.linspace(low, high, 50)
+    np.testing.assert_allclose(1 / (fit.scale * inside + fit.shift), 3.0, rtol=0.06)
+    assert p.min() <= low < 0.3 and 0.7 < high <= p.max()
+    assert fit.inliers > 0.85 * 300 and fit.outliers >= 0.8 * share * 300
+    assert (np.linalg.eigvalsh(fit.covariance) >= 0).all()
+    # A slope as large as the anchors' own spread is not excluded.
+    assert np.sqrt(fit.covariance[0, 0]) * (high - low) >= 0.5 * depth_noise / 3.0**2
+
+
+def test_few_anchors_at_one_depth_are_no_wall():
+    rng = np.random.default_rng(0)
+    assert 'one depth' in reason(rng.normal(0, 1, 40), rng.normal(3, 0.02, 40))
+
+
+@pytest.mark.parametrize(('near', 'far'), [(2, 60), (2, 4), (1, 8)])
 def test_metres_are_not_made_up_from_noise(near, far):
     """Relative depth that has nothing to do with the anchors hardly ever passes."""
     accepted = {10: 0, 30: 0, 200: 0}

@@ -125,6 +125,21 @@ def test_points_are_the_depth_seen_along_the_rays(pipeline, desk):
     assert points[v, u, 0] == pytest.approx(expected, rel=1e-5)
 
 
+def test_before_a_wall_what_seems_nearer_than_the_wall_is_unknown(pipeline, desk):
+    image, _, camera = desk
+    relative = pipeline(image).relative
+    low, high = np.quantile(relative, [0.2, 0.8])
+    v, u = np.nonzero((relative > low) & (relative < high))
+    chosen = np.random.default_rng(0).choice(len(u), 300, replace=False)
+    wall = np.full(300, 2.0)
+    frame = pipeline(image, camera, Anchors(u[chosen], v[chosen], wall, 0.02 * wall), stamp=1.0)
+    assert frame.scale.state is ScaleState.METRIC and 'one depth' in frame.scale.reason
+    np.testing.assert_allclose(frame.depth[np.isfinite(frame.depth)], 2.0, rtol=0.02)
+    nearer, farther = relative > high, relative < low
+    assert np.isnan(frame.depth[nearer | farther]).all()
+    assert np.isfinite(frame.depth).mean() > 0.5
+
+
 def test_timing_names_every_stage(pipeline, desk):
     timing = pipeline(desk[0]).timing
     assert set(timing) == {'preprocess', 'inference', 'align', 'postprocess', 'total'}
