@@ -231,11 +231,12 @@ def fit_inverse_depth(
 def _flat(
     p: FloatArray, z: FloatArray, centre: float, unit: float, usable: npt.NDArray[np.bool_]
 ) -> AffineFit | None:
-    """Fit one depth to anchors that lie at about one, or None if they do not.
+    """Fit anchors that lie at about one depth, or None if they do not.
 
-    How the depth varies about it, the anchors do not tell, so the scale is next to nothing. That
-    says nothing wrong of pixels that the network takes to be between the anchors; the others are
-    left out by `relative_range`.
+    How the depth varies about it, the anchors hardly tell: plain least squares in inverse depth
+    takes as much relief as they have in common with the network. That cannot be far wrong for
+    pixels that the network takes to be between the anchors; the others are left out by
+    `relative_range`.
 
     Args:
         p: (N,) relative inverse depth of the usable anchors, less `centre`, in units of `unit`.
@@ -254,25 +255,33 @@ def _flat(
         or np.median(np.abs(error)) > _FLAT_MEDIAN
     ):
         return None
-    low, high = (float(q) for q in np.quantile(p[inlier], (0.01, 0.99)))
-    width = high - low
-    if width <= 0:
+    # The line through all that is not far off; those that then disagree are not stood for.
+    fair = np.abs(error) < _GREATEST_ERROR
+    x, y = p[fair], 1 / z[fair]
+    middle, level = float(x.mean()), float(y.mean())
+    variance = float(np.square(x - middle).mean())
+    if variance <= 0:
         return None
-    middle = (low + high) / 2
-    s, spread = _FLAT_RELIEF / one / width, float(error[inlier].std()) / one
+    slope = float(((x - middle) * (y - level)).mean()) / variance
+    s = max(slope, _FLAT_RELIEF * level / math.sqrt(variance))
+    error = (s * (p - middle) + level) * z - 1
+    inlier = np.abs(error) < _FLAT_WITHIN
+    inliers = int(inlier.sum())
+    low, high = (float(q) for q in np.quantile(p[inlier], (0.01, 0.99)))
     # The slope may be anything that the spread of the anchors allows over their range.
-    covariance = np.diag([(spread / width) ** 2, spread**2 / inliers])
+    spread = float(y.std())
+    covariance = np.diag([spread**2 / variance / 4, spread**2 / inliers])
     back = np.array([[1 / unit, 0.0], [-centre / unit - middle, 1.0]])
     covariance = back @ covariance @ back.T
     mask = np.zeros(len(usable), np.bool_)
     mask[usable] = inlier
     return AffineFit(
         scale=s / unit,
-        shift=1 / one - s * (centre / unit + middle),
+        shift=level - s * (centre / unit + middle),
         covariance=(covariance + covariance.T) / 2,
         inliers=inliers,
         outliers=len(z) - inliers,
-        residual=float(np.median(np.abs(error[inlier]))),
+        residual=float(np.median(np.abs(error[inlier]) / (1 + error[inlier]))),
         inlier_mask=mask,
         relative_range=(low * unit + centre, high * unit + centre),
     )

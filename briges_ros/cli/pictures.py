@@ -57,12 +57,16 @@ def _legend(width: int, inverse: NDArray[np.floating] | None, caption: str) -> N
     if inverse is not None:
         finite = inverse[np.isfinite(inverse) & (inverse > 0)]
         far, near = np.percentile(finite, [2, 98])
-        labels = [f'{1 / x:.1f} m' for x in (near, (near + far) / 2, far)]
+        labels = [_metres(1 / x) for x in (near, (near + far) / 2, far)]
     for label, at in zip(labels, (0.0, 0.5, 1.0), strict=True):
         (text_width, _), _ = cv2.getTextSize(label, _FONT, text_scale, 1)
         x = int(left + at * bar_width - at * text_width)
         cv2.putText(strip, label, (x, baseline), _FONT, text_scale, _INK, 1, cv2.LINE_AA)
     return strip
+
+
+def _metres(depth: float) -> str:
+    return f'{depth:.2f} m' if depth < 3 else f'{depth:.1f} m'
 
 
 def draw_anchors(image: NDArray[np.uint8], anchors: Anchors) -> NDArray[np.uint8]:

@@ -51,9 +51,11 @@ class Health:
         return max(0, processed - before) / (now - then) if then else 0.0
 
     def scale_reason(self) -> str:
-        """Return why the scale of the last frame is what it is; empty for METRIC."""
-        if self.scale is None or self.scale.state is ScaleState.METRIC:
+        """Return why the scale of the last frame is what it is; empty before the first."""
+        if self.scale is None:
             return ''
+        if self.scale.state is ScaleState.METRIC:
+            return self.scale.reason
         return f'{self.scale.reason} ({self.sparse})' if self.sparse else self.scale.reason
 
     def summary(self) -> tuple[bytes, str]:

@@ -65,7 +65,7 @@ def test_larger_relative_is_nearer(pipeline, desk):
     image, depth, _ = desk
     frame = pipeline(image)
     known = np.isfinite(depth)
-    assert np.corrcoef(frame.relative[known], 1 / depth[known])[0, 1] > 0.8
+    assert np.corrcoef(frame.relative[known], 1 / depth[known])[0, 1] > 0.6
 
 
 def test_without_anchors_there_are_no_metres(pipeline, desk):

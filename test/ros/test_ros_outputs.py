@@ -57,7 +57,7 @@ def test_outputs_belong_together(rig: Rig) -> None:
     assert preview.std() > 10
     said = status.of(stamp)
     assert said.state == DepthStatus.METRIC
-    assert said.reason == ''
+    assert said.reason.startswith('fitted to ')
     assert said.inliers > 100
     assert (said.age, said.model) == (0.0, 'compact')
     assert said.engine
