@@ -104,7 +104,7 @@ def test_views_keep_image_and_label_together():
         image, label = random_view(sample, 392, 294, 0.5, np.random.default_rng(seed))
         assert image.shape == (294, 392, 3) and label.shape == (168, 224)
         small = cv2.resize(image, (224, 168)).mean(axis=(0, 2))
-        assert np.corrcoef(small, label.mean(axis=0))[0, 1] > 0.99  # flipped both or none
+        assert np.corrcoef(small, label.mean(axis=0))[0, 1] > 0.9  # flipped both or none
 
 
 def test_lidar_hidden_behind_a_near_object_is_dropped():
