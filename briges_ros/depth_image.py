@@ -96,10 +96,9 @@ def resize_inverse_depth(relative: Image32, width: int, height: int) -> Image32:
     Bilinear interpolation is exact on planes, whose inverse depth is linear in the image. Across a
     depth edge it makes points that float between object and background ('flying pixels'), so there
     the nearest value is taken. An edge is a 2 x 2 cell with far more contrast than the flattest
-    cell beside
-    it: on a plane, however steep, all cells have the same contrast. The rule holds for any scale
-        and
-    shift of `relative`. Enlarging does not sharpen edges that are blurred in `relative` itself.
+    cell beside it: on a plane, however steep, all cells have the same contrast. The rule holds for
+    any scale and shift of `relative`. Enlarging does not sharpen edges that are blurred in
+    `relative` itself.
 
     Args:
         relative: (h, w) float32 inverse depth. Values that are not finite do not spread.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ class DepthPipeline:
     ) -> None:
         if not 0.0 < min_range < max_range:
             raise ValueError(f'need 0 < min_range < max_range, got {min_range} and {max_range} m')
+        if token_budget is not None and token_budget < 0:
+            raise ValueError(f'token_budget must be positive, got {token_budget}')
         self.bundle = bundle
         self.engine = engine
         self.selfcheck: SelfCheck = check_engine(engine, bundle)
@@ -166,9 +169,12 @@ class DepthPipeline:
                 which neither uses nor leaves a held fit.
 
         Raises:
-            ValueError: the image or the camera has another shape or type than said here.
+            ValueError: the image or the camera has another shape or type than said here, or the
+                stamp is not finite.
         """
         height, width = _checked_size(image, camera)
+        if stamp is not None and not math.isfinite(stamp):
+            raise ValueError(f'stamp must be seconds or None, got {stamp}')
         clock = _Clock()
         network_image = network_input(
             image,
@@ -211,6 +217,8 @@ class DepthPipeline:
 
 
 def _checked_size(image: NDArray[np.uint8], camera: CameraModel | None) -> tuple[int, int]:
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f'image must be a NumPy array, got {type(image).__name__}')
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(
             f'image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}; convert it first'

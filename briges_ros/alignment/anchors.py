@@ -112,7 +112,7 @@ class Anchors:
         xyz = xyz.astype(np.result_type(xyz, np.float32), copy=False)
         origin = np.zeros(3)
         if T_camera_sensor is not None:
-            T = _rigid(T_camera_sensor)
+            T = rigid_transform(T_camera_sensor)
             origin = T[:3, 3]
             xyz = np.einsum('ij,kj->ik', xyz, T[:3, :3].astype(xyz.dtype))
             xyz += origin.astype(xyz.dtype)
@@ -150,11 +150,18 @@ class Anchors:
             The anchors; there may be none.
 
         Raises:
-            ValueError: `depth` is not a two-dimensional array, or `sigma` does not fit it.
+            ValueError: `depth` is not a two-dimensional array of floating point numbers, or `sigma`
+                does not fit it.
         """
         depth = np.asarray(depth)
         if depth.ndim != 2:
             raise ValueError(f'depth must be an (H, W) array, got {depth.shape}')
+        if depth.dtype.kind != 'f':
+            # Whole numbers are millimetres nearly always, and would pass for kilometres.
+            raise ValueError(
+                f'depth must be floating point metres, got {depth.dtype}; convert millimetres '
+                'with briges_ros.depth_image.from_millimetres'
+            )
         index = np.flatnonzero((depth > 0) & (depth < np.inf))
         if len(index) > 4 * max_count:
             # Every so many-th first: quicker, and as even where so many pixels are valid.
@@ -188,7 +195,12 @@ class Anchors:
         return Anchors(self.u[chosen], self.v[chosen], self.depth[chosen], self.sigma[chosen])
 
 
-def _rigid(T: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+def rigid_transform(T: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Check that a (4, 4) matrix is a rotation and a translation, and return it as float64.
+
+    Raises:
+        ValueError: It is not.
+    """
     checked = np.asarray(T, dtype=np.float64)
     if checked.shape != (4, 4) or not np.isfinite(checked).all():
         raise ValueError('T_camera_sensor must be a (4, 4) matrix of finite numbers')

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from briges_ros.alignment.anchors import Anchors
 from briges_ros.cli.demo_data import DemoData, load_drive, load_picking_bin
-from briges_ros.cli.pictures import draw_anchors, preview, write_png
+from briges_ros.cli.pictures import draw_anchors, preview, write_image, write_png
 from briges_ros.depth_image import to_millimetres
 from briges_ros.errors import BrigesError
 from briges_ros.evaluation.metrics import depth_metrics
@@ -193,7 +193,7 @@ def _write_pictures(data: DemoData, index: int, answer: Outputs, output: Path) -
     frame = data.frames[index]
     depth = _depth_of(answer.depth)
     np.save(output / 'depth.npy', depth)
-    cv2.imwrite(str(output / 'depth.png'), to_millimetres(depth))
+    write_image(str(output / 'depth.png'), to_millimetres(depth))
     write_ply(output / 'cloud.ply', organised_points(depth, data.camera), frame.image)
     anchors = Anchors.from_points(frame.points, data.camera, data.T_camera_sensor)
     shown = draw_anchors(frame.image, anchors)

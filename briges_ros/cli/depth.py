@@ -8,7 +8,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from briges_ros.alignment.anchors import Anchors
@@ -21,7 +20,7 @@ from briges_ros.cli.inputs import (
     read_points,
     read_sparse_depth,
 )
-from briges_ros.cli.pictures import preview, write_png
+from briges_ros.cli.pictures import preview, write_image, write_png
 from briges_ros.depth_image import to_millimetres
 from briges_ros.errors import BrigesError
 from briges_ros.pipeline import DepthFrame, DepthPipeline
@@ -82,6 +81,12 @@ def _pair_sensor_files(job: DepthJob) -> list[Path | None]:
     if job.points and job.sparse_depth:
         raise BrigesError('give --points or --sparse-depth, not both')
     files = job.points or job.sparse_depth
+    names = [path.stem for path in job.images]
+    if len(set(names)) < len(names):
+        raise BrigesError(
+            'two images have the same name, so their results would overwrite each other; run them '
+            'one by one, each with its own -o'
+        )
     if not files:
         return [None] * len(job.images)
     if len(files) != len(job.images):
@@ -89,9 +94,6 @@ def _pair_sensor_files(job: DepthJob) -> list[Path | None]:
         raise BrigesError(
             f'{len(job.images)} images and {len(files)} {option}; give it once for each image'
         )
-    names = [path.stem for path in job.images]
-    if len(set(names)) < len(names):
-        raise BrigesError('two images have the same name; their results would overwrite each other')
     return list(files)
 
 
@@ -118,7 +120,13 @@ def _process(
     elif sensor_file is not None:
         anchors = Anchors.from_depth(read_sparse_depth(sensor_file, (height, width)))
     frame = pipeline(image, camera, anchors)
-    _write(frame, path.stem, job.output, pipeline, assumed_camera=camera_file is None)
+    try:
+        _write(frame, path.stem, job.output, pipeline, assumed_camera=camera_file is None)
+    except OSError as error:
+        raise BrigesError(
+            f'the results of {path} cannot be written to {job.output} ({error.strerror}); '
+            'make room or give another folder with -o'
+        ) from error
     return _summary(path, frame, sensor_file is not None)
 
 
@@ -142,7 +150,7 @@ def _write(
     stem = str(folder / name)
     np.save(f'{stem}_depth.npy', frame.depth)
     np.save(f'{stem}_relative.npy', frame.relative)
-    cv2.imwrite(f'{stem}_depth.png', to_millimetres(frame.depth))
+    write_image(f'{stem}_depth.png', to_millimetres(frame.depth))
     count = write_ply(f'{stem}_cloud.ply', frame.points(), frame.image)
     scale = frame.scale
     caption = f'{scale.state.value}: {scale.reason}'

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from briges_ros.alignment.anchors import rigid_transform
 from briges_ros.camera import CameraModel
 from briges_ros.depth_image import from_millimetres
 from briges_ros.errors import BrigesError
@@ -38,7 +39,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     if not path.is_file():
         raise BrigesError(f'{path} does not exist; give an image file')
-    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    bgr = _imread(path, cv2.IMREAD_COLOR)
     if bgr is None:
         raise BrigesError(f'{path} is not an image that OpenCV can read; convert it to PNG or JPEG')
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
@@ -58,6 +59,8 @@ def read_camera(path: Path) -> CameraFile:
     try:
         text = path.read_text()
         values: Any = json.loads(text) if path.suffix == '.json' else yaml.safe_load(text)
+        if not isinstance(values, dict):
+            raise ValueError('it holds no names with values')
         if 'camera_matrix' in values:
             width, height = values['image_width'], values['image_height']
             K = np.array(values['camera_matrix']['data'], float).reshape(3, 3)
@@ -74,13 +77,13 @@ def read_camera(path: Path) -> CameraFile:
         transform = values.get('T_camera_sensor', values.get('T_camera_lidar'))
         return CameraFile(
             CameraModel(int(width), int(height), K, D=np.array(D, float), model=model),
-            None if transform is None else np.array(transform, float).reshape(4, 4),
+            None if transform is None else rigid_transform(transform),
         )
     except OSError as error:
         raise BrigesError(f'{path} cannot be read ({error.strerror}); {mend}') from error
     except (KeyError, TypeError, AttributeError) as error:
         raise BrigesError(f'{path} is no camera file (missing {error}); {mend}') from error
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, OverflowError, yaml.YAMLError) as error:
         reason = ' '.join(str(error).split())
         raise BrigesError(f'{path} is no camera file ({reason}); {mend}') from error
 
@@ -114,7 +117,7 @@ def read_sparse_depth(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]
     else:
         if not path.is_file():
             raise BrigesError(f'{path} does not exist; give a 16-bit PNG or a .npy')
-        millimetres = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        millimetres = _imread(path, cv2.IMREAD_UNCHANGED)
         if millimetres is None or millimetres.dtype != np.uint16:
             raise BrigesError(f'{path} is not a 16-bit PNG; give millimetres as uint16, or a .npy')
         depth = from_millimetres(np.asarray(millimetres, np.uint16))
@@ -126,9 +129,20 @@ def read_sparse_depth(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]
     return depth
 
 
+def _imread(path: Path, flags: int) -> NDArray[Any] | None:
+    try:
+        pixels: NDArray[Any] | None = cv2.imread(str(path), flags)
+        return pixels
+    except cv2.error as error:  # more pixels than OpenCV takes
+        raise BrigesError(f'{path} cannot be read ({error.err}); give a smaller image') from error
+
+
 def _read_npy(path: Path) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray):  # an archive (.npz) under another name
+            array.close()
+            raise ValueError('an archive of several arrays')
         return array
     except FileNotFoundError as error:
         raise BrigesError(f'{path} does not exist; give a .npy file') from error

@@ -192,7 +192,7 @@ def main() -> None:
     try:
         app()
     except BrigesError as error:
-        print(f'briges: {error}', file=sys.stderr)
+        print(f'briges: {" ".join(str(error).split())}', file=sys.stderr)  # always one line
         sys.exit(2)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +15,7 @@ from briges_ros.depth_image import colorize
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _INK = (235, 235, 235)
 _PAPER = (24, 24, 24)
+_LEAST_WIDTH = 320  # room for the legend
 
 
 def preview(
@@ -29,7 +33,7 @@ def preview(
         caption: one line, e.g. the scale's state.
 
     Returns:
-        (h, w, 3) uint8 RGB.
+        (h, w, 3) uint8 RGB, wide enough for the legend however small the image.
     """
     known = bool((depth > 0).any())
     with np.errstate(divide='ignore'):
@@ -37,6 +41,9 @@ def preview(
     panels = [image, colorize(shown.astype(np.float32))]
     wide = image.shape[1] > 2 * image.shape[0]
     body = np.vstack(panels) if wide else np.hstack(panels)
+    if body.shape[1] < _LEAST_WIDTH:
+        margin = np.full((body.shape[0], _LEAST_WIDTH - body.shape[1], 3), _PAPER, np.uint8)
+        body = np.hstack([body, margin])
     return np.vstack([body, _legend(body.shape[1], shown if known else None, caption)])
 
 
@@ -54,8 +61,8 @@ def _legend(width: int, inverse: NDArray[np.floating] | None, caption: str) -> N
         np.tile(ramp + 0.01, (bar_height, 1))
     )
     labels = ['near', '', 'far']
-    if inverse is not None:
-        finite = inverse[np.isfinite(inverse) & (inverse > 0)]
+    finite = inverse[np.isfinite(inverse) & (inverse > 0)] if inverse is not None else np.empty(0)
+    if finite.size:
         far, near = np.percentile(finite, [2, 98])
         labels = [_metres(1 / x) for x in (near, (near + far) / 2, far)]
     for label, at in zip(labels, (0.0, 0.5, 1.0), strict=True):
@@ -85,4 +92,14 @@ def draw_anchors(image: NDArray[np.uint8], anchors: Anchors) -> NDArray[np.uint8
 
 def write_png(path: str, rgb: NDArray[np.uint8]) -> None:
     """Write an RGB picture."""
-    cv2.imwrite(path, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    write_image(path, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+
+
+def write_image(path: str, pixels: NDArray[Any]) -> None:
+    """Write pixels as OpenCV has them: BGR, or one channel of 8 or 16 bits.
+
+    Raises:
+        OSError: it cannot be written; OpenCV alone would return False and go on.
+    """
+    if not cv2.imwrite(path, pixels):
+        raise OSError(errno.EIO, 'no room or no permission', path)

@@ -99,6 +99,8 @@ class ModelBundle:
             raise BundleError(f'{path} cannot be read ({error}); {mend}') from error
         except (KeyError, TypeError) as error:
             raise BundleError(f'{path} lacks or garbles {error}; {mend}') from error
+        if bundle.patch < 1 or bundle.token_budget < 1 or not min(bundle.std) > 0:
+            raise BundleError(f'{path}: patch, token_budget and std must be positive; {mend}')
         if bundle.output not in OUTPUTS:
             raise BundleError(f'{path}: unknown output {bundle.output!r}, known: {OUTPUTS}')
         needed = set(GRAPHS) - ({'segmentation_encoder'} if bundle.gate == 'none' else set())

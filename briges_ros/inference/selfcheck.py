@@ -6,11 +6,12 @@ compared with the bundle's float32 reference before it is used.
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 
 import numpy as np
 
-from briges_ros.inference.bundle import ModelBundle
+from briges_ros.inference.bundle import BundleError, ModelBundle
 from briges_ros.inference.engine import Engine, EngineError
 
 # Root mean square error relative to the reference's standard deviation. fp32 backends measure about
@@ -36,10 +37,17 @@ def check_engine(engine: Engine, bundle: ModelBundle) -> SelfCheck:
     """Run the bundle's reference input and compare.
 
     Raises:
+        BundleError: the bundle's reference cannot be read.
         EngineError: the output differs from the reference by more than the precision explains.
     """
-    with np.load(bundle.selfcheck, allow_pickle=False) as data:
-        image, reference = data['image'], data['inverse_depth'].astype(np.float64)
+    try:
+        with np.load(bundle.selfcheck, allow_pickle=False) as data:
+            image, reference = data['image'], data['inverse_depth'].astype(np.float64)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as why:
+        raise BundleError(
+            f'{bundle.selfcheck} cannot be read ({why}); make the bundle anew, e.g.: '
+            f'briges export {bundle.name}'
+        ) from why
     output = engine.infer(image).astype(np.float64)
     if output.shape != reference.shape or not np.isfinite(output).all():
         raise EngineError(

@@ -148,6 +148,56 @@ def test_sparse_depth_of_another_size(bundle, kitti, tmp_path):
     assert_one_line_error(result, '(10, 10)')
 
 
+def test_an_archive_for_an_array(bundle, kitti, tmp_path):
+    np.savez(tmp_path / 'sparse.npz', depth=np.ones((375, 1242), np.float32))
+    (tmp_path / 'sparse.npz').rename(tmp_path / 'sparse.npy')
+    sparse = tmp_path / 'sparse.npy'
+    result = briges(
+        'depth', kitti / 'image' / '000041.jpg', '--sparse-depth', sparse, '-o', tmp_path
+    )
+    assert_one_line_error(result, 'sparse.npy', 'numpy.save')
+
+
+def test_extrinsics_that_are_no_pose(bundle, kitti, tmp_path):
+    calibration = json.loads((kitti / 'calibration.json').read_text())
+    calibration['T_camera_lidar'] = (2 * np.eye(4)).tolist()
+    camera = tmp_path / 'camera.json'
+    camera.write_text(json.dumps(calibration))
+    image = kitti / 'image' / '000041.jpg'
+    result = briges('depth', image, '--camera', camera, '-o', tmp_path)
+    assert_one_line_error(result, 'camera.json', 'rigid')
+
+
+def test_images_of_one_name_do_not_overwrite_each_other(bundle, kitti, tmp_path):
+    image = kitti / 'image' / '000041.jpg'
+    assert_one_line_error(briges('depth', image, image, '-o', tmp_path), 'same name')
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_of_one_pixel(bundle, tmp_path):
+    cv2.imwrite(str(tmp_path / 'one.png'), np.full((1, 1, 3), 128, np.uint8))
+    result = briges('depth', tmp_path / 'one.png', '-o', tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert np.load(tmp_path / 'one_depth.npy').shape == (1, 1)
+
+
+def test_everything_beyond_range(bundle, kitti, tmp_path):
+    result = briges(
+        'depth',
+        kitti / 'image' / '000041.jpg',
+        '--camera',
+        kitti / 'calibration.json',
+        '--points',
+        kitti / 'lidar' / '000041.npy',
+        '--max-range',
+        0.2,
+        '-o',
+        tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert not np.isfinite(np.load(tmp_path / '000041_depth.npy')).any()
+
+
 def test_one_bad_image_does_not_stop_the_others(bundle, kitti, tmp_path):
     result = briges('depth', 'nosuch.jpg', kitti / 'image' / '000041.jpg', '-o', tmp_path)
     assert result.returncode == 2

@@ -230,6 +230,11 @@ def test_a_depth_image_without_a_measurement():
         Anchors.from_depth(np.zeros((4, 5, 1)))
 
 
+def test_millimetres_are_not_taken_for_metres():
+    with pytest.raises(ValueError, match='millimetres'):
+        Anchors.from_depth(np.full((4, 5), 1500, np.uint16))
+
+
 def cell_counts(anchors, rows, columns, height, width):
     counts, _, _ = np.histogram2d(
         anchors.v, anchors.u, (rows, columns), ((-0.5, height - 0.5), (-0.5, width - 0.5))

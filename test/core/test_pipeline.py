@@ -179,6 +179,12 @@ def test_what_is_no_image_is_refused(pipeline, image):
         pipeline(image)
 
 
+def test_a_stamp_that_is_no_time_is_refused(pipeline, desk):
+    image, _, camera = desk
+    with pytest.raises(ValueError, match='stamp'):
+        pipeline(image, camera, stamp=float('nan'))
+
+
 def test_a_camera_of_another_size_is_refused(pipeline, desk):
     with pytest.raises(ValueError, match=r'camera is 320x240'):
         pipeline(desk[0], CameraModel.from_fov(320, 240, 1.0))

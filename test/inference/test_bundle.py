@@ -4,9 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from briges_ros.inference.bundle import BundleError, ModelBundle, find_bundle
+from briges_ros.inference.bundle import BundleError, ModelBundle, file_sha256, find_bundle
+from briges_ros.inference.engine import GraphEngine
+from briges_ros.inference.selfcheck import check_engine
 
 
 @pytest.fixture
@@ -82,12 +85,24 @@ def test_a_truncated_description(copy):
         (lambda v: v['input'].update(mean=[1.0]), 'model.json'),
         (lambda v: v['input'].update(patch='big'), 'model.json'),
         (lambda v: v.update(graphs=[]), 'model.json'),
+        (lambda v: v['input'].update(token_budget=0), 'must be positive'),
+        (lambda v: v['input'].update(std=[0, 1, 1]), 'must be positive'),
     ],
 )
 def test_a_description_that_is_not_one(copy, change, words):
     rewrite(copy, change)
     with pytest.raises(BundleError, match=words):
         ModelBundle.load(copy)
+
+
+def test_a_reference_that_cannot_be_read(copy):
+    path = copy / 'selfcheck.npz'
+    path.unlink()
+    np.savez(path, other=np.zeros(1))
+    rewrite(copy, lambda v: v['selfcheck'].update(sha256=file_sha256(path)))
+    engine = GraphEngine('none', 'fp32', {'depth_encoder': list, 'gate_decoder': list})
+    with pytest.raises(BundleError, match=r'selfcheck\.npz cannot be read'):
+        check_engine(engine, ModelBundle.load(copy))
 
 
 def test_a_bundle_cannot_reach_outside_its_folder(copy):
