@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
@@ -108,8 +109,8 @@ class DepthNodeProcess:
 class Player(Node):
     """Publishes frames to the node and collects its outputs by stamp."""
 
-    def __init__(self) -> None:
-        super().__init__('briges_player')
+    def __init__(self, namespace: str = '') -> None:
+        super().__init__('briges_player', namespace=namespace)
         # Reliable, so that a bag of big images arrives whole; the node's best effort accepts it.
         self._image = self.create_publisher(Image, 'image', QoSProfile(depth=5))
         self._info = self.create_publisher(CameraInfo, 'camera_info', QoSProfile(depth=5))
@@ -121,6 +122,7 @@ class Player(Node):
         self.create_subscription(
             status_type(), 'depth/status', self._on_status, qos_profile_sensor_data
         )
+        self._interrupted = False
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
 
@@ -139,6 +141,10 @@ class Player(Node):
     def _on_status(self, message: Any) -> None:
         self._entry(message.header).status = message
 
+    def interrupt(self, *_: object) -> None:
+        """Have the next `spin_for` raise KeyboardInterrupt; takes what a signal handler takes."""
+        self._interrupted = True
+
     def spin_for(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         """Handle messages for a while, or until a condition holds; returns whether it does."""
         end = time.monotonic() + seconds
@@ -147,6 +153,8 @@ class Player(Node):
             if left <= 0:
                 return until()
             self._executor.spin_once(timeout_sec=min(left, 0.05))
+            if self._interrupted:
+                raise KeyboardInterrupt
         return True
 
     def change_state(self, transition: int, node: DepthNodeProcess, patience: float = 90.0) -> None:
@@ -243,10 +251,17 @@ def play_through_node(
 
     Raises:
         BrigesError: the node does not come up, dies, or gives nothing.
+        KeyboardInterrupt: Ctrl-C; the node has been stopped.
     """
-    rclpy.init()
-    node = DepthNodeProcess(arguments, log_path)
-    player = Player()
+    # Ctrl-C is ours: rclpy would shut its context down under the player, and an exception from the
+    # handler would come out of the message conversion as something else.
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    # A namespace of its own: there may be a robot on this network, whose depth node must not be
+    # brought up by us, nor see our frames.
+    namespace = f'/briges_demo_{os.getpid()}'
+    node = DepthNodeProcess(['-r', f'__ns:={namespace}', *arguments], log_path)
+    player = Player(namespace)
+    handler = signal.signal(signal.SIGINT, player.interrupt)
     try:
         on_progress(0, 'configuring')
         player.change_state(Transition.TRANSITION_CONFIGURE, node)
@@ -271,6 +286,7 @@ def play_through_node(
         node.stop()
         player.destroy_node()
         rclpy.shutdown()
+        signal.signal(signal.SIGINT, handler)
 
 
 def cloud_message(points: NDArray[np.float32], header: Header) -> PointCloud2:
