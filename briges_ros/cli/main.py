@@ -75,7 +75,10 @@ def depth(
     model: Model = 'compact',
     backend: Backend = 'auto',
     token_budget: Annotated[
-        int, typer.Option(min=0, help='Most patches the network sees; 0: the default of the model.')
+        int,
+        typer.Option(
+            min=0, max=16384, help='Most patches the network sees; 0: the default of the model.'
+        ),
     ] = 0,
     max_range: Annotated[
         float, typer.Option(min=0.2, help='Farther depth becomes +inf, metres.')

@@ -156,7 +156,7 @@ def model_folders() -> list[Path]:
     for prefix in [*os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep), sys.prefix]:
         if prefix:
             folders.append(Path(prefix) / 'share' / 'briges_ros' / 'models')
-    return folders
+    return list(dict.fromkeys(folders))
 
 
 def find_bundle(name_or_path: str | Path) -> Path:
