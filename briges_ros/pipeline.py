@@ -210,7 +210,8 @@ class DepthPipeline:
     ) -> ScaleEstimate:
         if anchors is None:
             return self._tracker.update(None, stamp)
-        anchors = anchors.thinned(MAX_FIT_ANCHORS)
+        # Those out of the image must not take the place of those in it.
+        anchors = anchors.within(relative.shape[1], relative.shape[0]).thinned(MAX_FIT_ANCHORS)
         predicted = sample(relative, anchors.u, anchors.v)
         fit = fit_inverse_depth(predicted, anchors.depth, anchors.sigma)
         return self._tracker.update(fit, stamp)

@@ -180,6 +180,18 @@ class Anchors:
             _sigma(sigma, z, depth.size, index),
         )
 
+    def within(self, width: int, height: int) -> Anchors:
+        """Keep the anchors that lie in an image of this size, in pixels.
+
+        Returns:
+            Those, in their old order, or all of them if none lies outside.
+        """
+        inside = (self.u >= -0.5) & (self.u < width - 0.5)
+        inside &= (self.v >= -0.5) & (self.v < height - 0.5)
+        if inside.all():
+            return self
+        return Anchors(self.u[inside], self.v[inside], self.depth[inside], self.sigma[inside])
+
     def thinned(self, max_count: int) -> Anchors:
         """Keep at most `max_count` of the anchors, evenly over the image, always the same ones.
 

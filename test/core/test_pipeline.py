@@ -179,6 +179,21 @@ def test_what_is_no_image_is_refused(pipeline, image):
         pipeline(image)
 
 
+def test_anchors_out_of_the_image_do_not_crowd_out_those_in_it(pipeline, desk):
+    image, depth, camera = desk
+    inside, _ = some_of(depth, 200)
+    u, v = np.random.default_rng(0).uniform(-20000, -1, (2, 20000))
+    anchors = Anchors(
+        np.append(inside.u, u),
+        np.append(inside.v, v),
+        np.append(inside.depth, np.full(20000, 5.0)),
+        np.append(inside.sigma, np.full(20000, 0.05)),
+    )
+    scale = pipeline(image, camera, anchors).scale
+    assert scale.state is ScaleState.METRIC
+    assert scale.inliers + scale.outliers == 200
+
+
 def test_a_stamp_that_is_no_time_is_refused(pipeline, desk):
     image, _, camera = desk
     with pytest.raises(ValueError, match='stamp'):
