@@ -18,9 +18,9 @@ from briges_ros.alignment.tracker import ScaleEstimate, ScaleState, ScaleTracker
 from briges_ros.camera import CameraModel
 from briges_ros.depth_image import depth_from_inverse, resize_inverse_depth
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.inference.engine import Engine, open_engine
+from briges_ros.inference.engine import Engine
 from briges_ros.inference.preprocess import input_size, network_input
-from briges_ros.inference.selfcheck import SelfCheck, check_engine
+from briges_ros.inference.selfcheck import open_checked_engine
 from briges_ros.point_cloud import organised_points
 
 log = logging.getLogger('briges_ros')
@@ -75,8 +75,7 @@ class DepthPipeline:
 
     Attributes:
         bundle: the model.
-        engine: what runs it.
-        selfcheck: how the engine compared with the bundle's reference when it was loaded.
+        engine: what runs it, checked by `load`.
     """
 
     def __init__(
@@ -96,7 +95,6 @@ class DepthPipeline:
             raise ValueError(f'token_budget must be positive, got {token_budget}')
         self.bundle = bundle
         self.engine = engine
-        self.selfcheck: SelfCheck = check_engine(engine, bundle)
         self.token_budget = token_budget or bundle.token_budget
         self.min_range = min_range
         self.max_range = max_range
@@ -132,7 +130,7 @@ class DepthPipeline:
             BrigesError: the bundle or the backend does not load, or fails its self-check.
         """
         bundle = ModelBundle.load(name_or_path)
-        engine = open_engine(bundle, backend, threads)
+        engine, selfcheck = open_checked_engine(bundle, backend, threads)
         pipeline = cls(
             bundle,
             engine,
@@ -147,7 +145,7 @@ class DepthPipeline:
             bundle.name,
             engine.name,
             engine.precision,
-            pipeline.selfcheck.relative_error,
+            selfcheck.relative_error,
         )
         return pipeline
 

@@ -119,6 +119,10 @@ def _process(
         anchors = _point_anchors(sensor_file, camera_file)
     elif sensor_file is not None:
         anchors = Anchors.from_depth(read_sparse_depth(sensor_file, (height, width)))
+        if len(anchors) == 0:
+            raise BrigesError(
+                f'{sensor_file} holds no depth at all; leave it out, or check how it was made'
+            )
     frame = pipeline(image, camera, anchors)
     try:
         _write(frame, path.stem, job.output, pipeline, assumed_camera=camera_file is None)
@@ -134,6 +138,8 @@ def _point_anchors(path: Path, camera_file: CameraFile | None) -> Anchors:
     if camera_file is None:
         raise BrigesError('--points needs --camera, to know where they fall in the image')
     points = read_points(path)
+    if not np.isfinite(points).all(axis=1).any():
+        raise BrigesError(f'{path} holds no point at all; leave it out, or check how it was made')
     anchors = Anchors.from_points(points, camera_file.camera, camera_file.T_camera_sensor)
     if len(anchors) < LEAST_IN_VIEW * len(points):
         frame = 'optical' if camera_file.T_camera_sensor is None else "sensor's"
@@ -166,6 +172,7 @@ def _write(
         'inliers': scale.inliers,
         'outliers': scale.outliers,
         'residual': scale.residual,
+        'relative_range': list(scale.relative_range),
         'cloud_points': count,
         'camera': 'assumed: horizontal field of view 60 degrees' if assumed_camera else 'given',
         'model': pipeline.bundle.name,

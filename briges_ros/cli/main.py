@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -18,7 +18,6 @@ from briges_ros.errors import BrigesError
 app = typer.Typer(
     name='briges',
     help='Metric depth from one camera. Try: briges depth IMAGE --sparse-depth FILE -o out',
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={'help_option_names': ['-h', '--help']},
@@ -191,15 +190,25 @@ def demo(
 
 
 def main() -> None:
-    """Entry point: errors of ours become one line on stderr and exit code 2."""
+    """Entry point: what the user can mend becomes one line on stderr and exit code 2."""
     try:
-        app()
+        code = app(args=sys.argv[1:] or ['--help'], standalone_mode=False)
     except BrigesError as error:
-        print(f'briges: {" ".join(str(error).split())}', file=sys.stderr)  # always one line
-        sys.exit(2)
+        _refuse(str(error))
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        # The parser's own complaints; only typer knows which click they come from.
+        if not hasattr(error, 'format_message'):
+            raise
+        _refuse(f'{error.format_message()} See: briges --help')
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(why: str) -> NoReturn:
+    print(f'briges: {" ".join(why.split())}', file=sys.stderr)  # always one line
+    sys.exit(2)
 
 
 if __name__ == '__main__':

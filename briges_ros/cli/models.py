@@ -6,8 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from briges_ros.inference.bundle import BundleError, ModelBundle, model_folders
-from briges_ros.inference.engine import open_engine
-from briges_ros.inference.selfcheck import check_engine
+from briges_ros.inference.selfcheck import open_checked_engine
 
 
 def run() -> None:
@@ -42,8 +41,7 @@ def run() -> None:
 def run_check(model: str, backend: str) -> None:
     """Compare an engine with the bundle's reference."""
     bundle = ModelBundle.load(model)
-    engine = open_engine(bundle, backend)
-    result = check_engine(engine, bundle)
+    engine, result = open_checked_engine(bundle, backend)
     print(
         f'{bundle.name} on {engine.name} ({engine.precision}): relative error '
         f'{result.relative_error:.2e}, correlation {result.correlation:.6f}: passed'

@@ -7,7 +7,6 @@ graphs is its own business: on a GPU they never leave the device.
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,8 +16,6 @@ from numpy.typing import NDArray
 
 from briges_ros.errors import BrigesError
 from briges_ros.inference.bundle import ModelBundle
-
-log = logging.getLogger('briges_ros')
 
 # Fastest first, as measured by benchmarks/engines.py; 'auto' takes the first that loads.
 BACKENDS = {
@@ -69,33 +66,25 @@ class GraphEngine:
         return inverse_depth.reshape(inverse_depth.shape[-2:]).astype(np.float32, copy=False)
 
 
-def open_engine(bundle: ModelBundle, backend: str = 'auto', threads: int = 0) -> Engine:
-    """Load a bundle on a backend.
+def open_engine(bundle: ModelBundle, backend: str, threads: int = 0) -> Engine:
+    """Load a bundle on one backend. What it computes is not checked yet: see `selfcheck`.
 
     Args:
         bundle: the checked bundle.
-        backend: one of `BACKENDS`, or 'auto' for the fastest that loads.
+        backend: one of `BACKENDS`.
         threads: CPU threads; 0 lets the backend choose.
 
     Raises:
-        EngineError: unknown backend, or none that loads; says why for each.
+        EngineError: unknown backend, not installed, or it does not load the bundle.
     """
-    if backend != 'auto' and backend not in BACKENDS:
+    if backend not in BACKENDS:
         raise EngineError(f'unknown backend {backend!r}; choose auto, {", ".join(BACKENDS)}')
-    reasons = []
-    for name in BACKENDS if backend == 'auto' else [backend]:
-        try:
-            module = importlib.import_module(BACKENDS[name])
-            engine: Engine = module.open_engine(bundle, threads)
-        except ImportError as error:
-            reasons.append(f'{name}: {error}; pip install {name}')
-        except EngineError as error:
-            reasons.append(f'{name}: {error}')
-        else:
-            for reason in reasons:
-                log.info('skipped %s', reason)
-            return engine
-    raise EngineError(f'no engine for {bundle.name}: ' + '; '.join(reasons))
+    try:
+        module = importlib.import_module(BACKENDS[backend])
+    except ImportError as error:
+        raise EngineError(f'{backend}: {error}; pip install {backend}') from error
+    engine: Engine = module.open_engine(bundle, threads)
+    return engine
 
 
 def graph_paths(bundle: ModelBundle) -> dict[str, Path]:

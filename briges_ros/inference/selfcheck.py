@@ -6,13 +6,16 @@ compared with the bundle's float32 reference before it is used.
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from dataclasses import dataclass
 
 import numpy as np
 
 from briges_ros.inference.bundle import BundleError, ModelBundle
-from briges_ros.inference.engine import Engine, EngineError
+from briges_ros.inference.engine import BACKENDS, Engine, EngineError, open_engine
+
+log = logging.getLogger('briges_ros')
 
 # Root mean square error relative to the reference's standard deviation. fp32 backends measure about
 # 1e-6, so 1e-3 is generous and still catches weights that are off by a few per cent. bf16 keeps 8
@@ -31,6 +34,38 @@ class SelfCheck:
 
     relative_error: float
     correlation: float
+
+
+def open_checked_engine(
+    bundle: ModelBundle, backend: str = 'auto', threads: int = 0
+) -> tuple[Engine, SelfCheck]:
+    """Load a bundle on a backend that computes what it should.
+
+    Args:
+        bundle: the checked bundle.
+        backend: one of `BACKENDS`, or 'auto' for the fastest that loads and passes.
+        threads: CPU threads; 0 lets the backend choose.
+
+    Returns:
+        The engine, and how it compared with the bundle's reference.
+
+    Raises:
+        EngineError: none does; says why for each.
+    """
+    reasons = []
+    for name in BACKENDS if backend == 'auto' else [backend]:
+        try:
+            engine = open_engine(bundle, name, threads)
+        except EngineError as error:
+            reasons.append(str(error))
+            log.info('backend skipped: %s', error)
+            continue
+        try:
+            return engine, check_engine(engine, bundle)
+        except EngineError as error:
+            reasons.append(str(error))
+            log.warning('backend skipped: %s', error)
+    raise EngineError('; '.join(reasons))
 
 
 def check_engine(engine: Engine, bundle: ModelBundle) -> SelfCheck:

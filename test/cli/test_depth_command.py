@@ -215,3 +215,33 @@ def test_models_and_check(bundle):
     assert 'compact' in briges('models').stdout
     result = briges('check')
     assert result.returncode == 0 and 'passed' in result.stdout
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [['depth'], ['nosuch'], ['depth', 'x.jpg'], ['depth', 'x.jpg', '-o', 'y', '--max-range', '0']],
+)
+def test_wrong_usage_is_one_line_too(arguments):
+    assert_one_line_error(briges(*arguments), 'briges --help')
+
+
+def test_no_arguments_show_the_help():
+    result = briges()
+    assert result.returncode == 0 and 'Usage' in result.stdout
+
+
+@pytest.mark.parametrize(('option', 'shape'), [('--points', (0, 3)), ('--sparse-depth', None)])
+def test_a_sensor_that_saw_nothing(bundle, kitti, tmp_path, option, shape):
+    empty = np.full(shape or (375, 1242), np.nan, np.float32)
+    np.save(tmp_path / 'empty.npy', empty)
+    result = briges(
+        'depth',
+        kitti / 'image' / '000041.jpg',
+        '--camera',
+        kitti / 'calibration.json',
+        option,
+        tmp_path / 'empty.npy',
+        '-o',
+        tmp_path,
+    )
+    assert_one_line_error(result, 'empty.npy', 'at all')

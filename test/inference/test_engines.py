@@ -8,7 +8,7 @@ import pytest
 
 from briges_ros.inference.bundle import file_sha256
 from briges_ros.inference.engine import BACKENDS, EngineError, open_engine
-from briges_ros.inference.selfcheck import check_engine
+from briges_ros.inference.selfcheck import check_engine, open_checked_engine
 
 
 @pytest.fixture(scope='module', params=sorted(BACKENDS))
@@ -41,12 +41,12 @@ def test_a_result_is_not_overwritten_by_the_next(engine):
 
 
 def test_auto_takes_one_that_loads(bundle):
-    assert open_engine(bundle, 'auto').name in BACKENDS
+    assert open_checked_engine(bundle, 'auto')[0].name in BACKENDS
 
 
 def test_auto_goes_on_when_the_fastest_is_missing(bundle, monkeypatch):
     monkeypatch.setitem(BACKENDS, 'openvino', 'briges_ros.inference.not_installed')
-    assert open_engine(bundle, 'auto').name == 'onnxruntime'
+    assert open_checked_engine(bundle, 'auto')[0].name == 'onnxruntime'
 
 
 def test_an_unknown_backend_lists_those_there_are(bundle):
@@ -75,6 +75,21 @@ def test_slightly_wrong_weights_are_caught(bundle, tmp_path):
     path = tmp_path / 'gate_decoder.onnx'
     onnx.save(model, str(path))
     assert file_sha256(path) != file_sha256(bundle.graphs['gate_decoder'])
-    engine = open_engine(replace(bundle, graphs={**bundle.graphs, 'gate_decoder': path}), 'auto')
-    with pytest.raises(EngineError, match='fails the self-check'):
-        check_engine(engine, bundle)
+    corrupt = replace(bundle, graphs={**bundle.graphs, 'gate_decoder': path})
+    with pytest.raises(EngineError, match=r'onnxruntime .* fails the self-check') as info:
+        open_checked_engine(corrupt, 'auto')
+    assert 'openvino' in str(info.value)  # it was tried too
+
+
+def test_auto_goes_on_when_the_fastest_is_wrong(bundle, monkeypatch):
+    openvino_engine = pytest.importorskip(BACKENDS['openvino'], reason='openvino is not installed')
+    right = openvino_engine.open_engine
+
+    def wrong(*arguments):
+        engine = right(*arguments)
+        infer = engine.infer
+        engine.infer = lambda image: infer(image) + 0.1 * infer(image[..., ::-1].copy())
+        return engine
+
+    monkeypatch.setattr(openvino_engine, 'open_engine', wrong)
+    assert open_checked_engine(bundle, 'auto')[0].name == 'onnxruntime'
