@@ -159,7 +159,7 @@ def train(
         str | None, typer.Option(help='torch device; default: CUDA if there is one.')
     ] = None,
 ) -> None:
-    """Train the compact model: about 90 minutes on two CPU cores; resumes if interrupted.
+    """Train the compact model: about an hour on two CPU cores; resumes if interrupted.
 
     Writes what ships to WORK/release; copy that into models/compact/ and run `briges export`.
     """
