@@ -167,7 +167,7 @@ class DepthPipeline:
                 which neither uses nor leaves a held fit.
 
         Raises:
-            ValueError: the image or the camera has another shape or type than said here, or the
+            ValueError: the image, the camera or the anchors are of another size or type, or the
                 stamp is not finite.
         """
         height, width = _checked_size(image, camera)
@@ -208,8 +208,14 @@ class DepthPipeline:
     ) -> ScaleEstimate:
         if anchors is None:
             return self._tracker.update(None, stamp)
+        height, width = relative.shape
+        if anchors.size not in (None, (width, height)):
+            raise ValueError(
+                f'the anchors belong to an image of {anchors.size[0]}x{anchors.size[1]}, this one '
+                f'is {width}x{height}; a depth map of another size is points: Anchors.from_points'
+            )
         # Those out of the image must not take the place of those in it.
-        anchors = anchors.within(relative.shape[1], relative.shape[0]).thinned(MAX_FIT_ANCHORS)
+        anchors = anchors.within(width, height).thinned(MAX_FIT_ANCHORS)
         predicted = sample(relative, anchors.u, anchors.v)
         fit = fit_inverse_depth(predicted, anchors.depth, anchors.sigma)
         return self._tracker.update(fit, stamp)

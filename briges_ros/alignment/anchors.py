@@ -35,6 +35,9 @@ class Anchors:
         v: (N,) rows, pixels.
         depth: (N,) metres along optical Z.
         sigma: (N,) standard deviation of `depth`, metres.
+        size: (width, height) in pixels of the image that u and v belong to; None if that is not
+            known. `from_points` and `from_depth` know it, so that the pipeline can tell when they
+            are given with an image of another size.
 
     Raises:
         ValueError: Lengths differ, or a value is not finite, or a depth or sigma is not positive.
@@ -44,6 +47,7 @@ class Anchors:
     v: Vector
     depth: Vector
     sigma: Vector
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for name in ('u', 'v', 'depth', 'sigma'):
@@ -126,7 +130,8 @@ class Anchors:
         keep = keep[~hidden]
         u, v = (uv[:, i].take(keep).astype(np.float32) for i in range(2))
         z = xyz[:, 2].take(keep).astype(np.float32)
-        return cls(u, v, z, _sigma(sigma, z, count, index[keep]))
+        size = (camera.width, camera.height)
+        return cls(u, v, z, _sigma(sigma, z, count, index[keep]), size)
 
     @classmethod
     def from_depth(
@@ -178,6 +183,12 @@ class Anchors:
             v.astype(np.float32),
             z.astype(np.float32),
             _sigma(sigma, z, depth.size, index),
+            (depth.shape[1], depth.shape[0]),
+        )
+
+    def _of(self, chosen: npt.NDArray[Any]) -> Anchors:
+        return Anchors(
+            self.u[chosen], self.v[chosen], self.depth[chosen], self.sigma[chosen], self.size
         )
 
     def within(self, width: int, height: int) -> Anchors:
@@ -190,7 +201,7 @@ class Anchors:
         inside &= (self.v >= -0.5) & (self.v < height - 0.5)
         if inside.all():
             return self
-        return Anchors(self.u[inside], self.v[inside], self.depth[inside], self.sigma[inside])
+        return self._of(inside)
 
     def thinned(self, max_count: int) -> Anchors:
         """Keep at most `max_count` of the anchors, evenly over the image, always the same ones.
@@ -204,7 +215,7 @@ class Anchors:
         if len(self) <= max_count:
             return self
         chosen = _even_choice(self.u, self.v, max_count)
-        return Anchors(self.u[chosen], self.v[chosen], self.depth[chosen], self.sigma[chosen])
+        return self._of(chosen)
 
 
 def rigid_transform(T: npt.ArrayLike) -> npt.NDArray[np.float64]:

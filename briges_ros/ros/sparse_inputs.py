@@ -123,12 +123,11 @@ class SparseInputs:
             return None
         if len(found) == 1:
             return found[0]
-        return Anchors(
-            *(
-                np.concatenate([getattr(anchors, name) for anchors in found])
-                for name in ('u', 'v', 'depth', 'sigma')
-            )
+        u, v, depth, sigma = (
+            np.concatenate([getattr(anchors, name) for anchors in found])
+            for name in ('u', 'v', 'depth', 'sigma')
         )
+        return Anchors(u, v, depth, sigma, found[0].size)
 
     def _why_none(self, context: FrameContext) -> str:
         """Return why no sensor has a message for this frame, in words."""

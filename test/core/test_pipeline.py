@@ -205,6 +205,17 @@ def test_a_camera_of_another_size_is_refused(pipeline, desk):
         pipeline(desk[0], CameraModel.from_fov(320, 240, 1.0))
 
 
+def test_anchors_of_another_image_size_are_refused(pipeline, desk):
+    image, depth, camera = desk
+    half = Anchors.from_depth(depth[::2, ::2])
+    with pytest.raises(ValueError, match='320x240, this one is 640x480'):
+        pipeline(image, camera, half)
+    rays = camera.rays()[240, 320]
+    points = np.array([[*rays, 1.0]])
+    with pytest.raises(ValueError, match='belong to an image of 320x240'):
+        pipeline(image, camera, Anchors.from_points(points, camera.scaled(320, 240)))
+
+
 def test_points_need_a_camera(pipeline, desk):
     with pytest.raises(ValueError, match='from_fov'):
         pipeline(desk[0]).points()
