@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from briges_ros.errors import BrigesError
 from briges_ros.inference.bundle import ModelBundle
 
-# Fastest first, as measured by benchmarks/engines.py; 'auto' takes the first that loads.
+# Fastest first, as measured by benchmarks/engines.py; 'auto' takes the first that loads
+# and passes its self-check.
 BACKENDS = {
     'openvino': 'briges_ros.inference.openvino_engine',
     'onnxruntime': 'briges_ros.inference.onnxruntime_engine',

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import rclpy
-from lifecycle_msgs.msg import State, Transition
-from lifecycle_msgs.srv import ChangeState, GetState
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from numpy.typing import NDArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -171,17 +171,6 @@ class Player(Node):
             self._wait(future.done, node, patience, 'answer')
             if not future.result().success:
                 raise BrigesError(f'the node refused the transition: {node.log_tail()}')
-        finally:
-            self.destroy_client(client)
-
-    def is_active(self, node: DepthNodeProcess, patience: float = 30.0) -> bool:
-        """Whether the node's lifecycle state is active."""
-        client = self.create_client(GetState, f'{NODE_NAME}/get_state')
-        try:
-            self._wait(client.service_is_ready, node, patience, 'offer its lifecycle services')
-            future = client.call_async(GetState.Request())
-            self._wait(future.done, node, patience, 'answer')
-            return bool(future.result().current_state.id == State.PRIMARY_STATE_ACTIVE)
         finally:
             self.destroy_client(client)
 
