@@ -39,6 +39,7 @@ class Row:
     frames: int
     abs_rel: float
     delta1: float
+    coverage: float  # share of the scored pixels that we give a depth for; theirs is 1
     alternative: str
     alternative_abs_rel: float
     alternative_delta1: float
@@ -141,7 +142,8 @@ def row(data: str, protocol: str, ours: list, alternative: str, theirs: list) ->
             float(np.mean([r.delta1 for r in results])),
         )
 
-    return Row(data, protocol, len(ours), *means(ours), alternative, *means(theirs))
+    coverage = float(np.mean([a.pixels / b.pixels for a, b in zip(ours, theirs, strict=True)]))
+    return Row(data, protocol, len(ours), *means(ours), coverage, alternative, *means(theirs))
 
 
 def main() -> None:
@@ -159,7 +161,16 @@ def main() -> None:
     ]
     engine = f'{pipeline.engine.name} {pipeline.engine.precision}'
     table = Table(title=f'{pipeline.bundle.name}, {engine}, {pipeline.token_budget} tokens')
-    for title in ('data', 'protocol', 'frames', 'AbsRel', 'delta1', 'alternative', 'ratio'):
+    for title in (
+        'data',
+        'protocol',
+        'frames',
+        'AbsRel',
+        'delta1',
+        'covered',
+        'alternative',
+        'ratio',
+    ):
         table.add_column(title)
     for r in rows:
         table.add_row(
@@ -168,6 +179,7 @@ def main() -> None:
             str(r.frames),
             f'{r.abs_rel:.4f}',
             f'{r.delta1:.4f}',
+            f'{100 * r.coverage:.1f} %',
             f'{r.alternative}: {r.alternative_abs_rel:.4f} / {r.alternative_delta1:.4f}',
             f'{r.abs_rel / r.alternative_abs_rel:.2f} x',
         )
