@@ -10,7 +10,6 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,17 +20,9 @@ from briges_ros.inference.preprocess import normalise
 from briges_ros.network.compact import CompactDepth
 from briges_ros.network.dinov2_weights import PATCH, WEIGHTS_SHA256, WIDTH
 from briges_ros.training.augment import OUTPUT_STEP, random_view
-from briges_ros.training.datasets import Sample
+from briges_ros.training.datasets import Dataset, Sample
 
 CHUNK = 8  # views between two flushes
-
-
-class Frames(Protocol):
-    """A data set: samples by index."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample: ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,6 @@ class ViewGroup:
         width, height: network input in pixels, multiples of 14.
         views: augmented views per frame; 0 = the plain frame, for scoring.
         smallest_crop: see `random_view`.
-        dense: labels are dense, so gradients of the error mean something.
         repeats: times that each frame is visited in an epoch.
     """
 
@@ -52,7 +42,6 @@ class ViewGroup:
     height: int
     views: int
     smallest_crop: float = 0.55
-    dense: bool = True
     repeats: int = 1
 
     @property
@@ -63,10 +52,19 @@ class ViewGroup:
 
 @dataclass(frozen=True, eq=False)
 class CachedViews:
-    """Memory-mapped views: trunk (N, 2, 1 + h w, 384) float16, inverse (N, 8 h, 8 w) float16."""
+    """Memory-mapped views.
+
+    Attributes:
+        group: what they are views of.
+        frames: number of frames; each has ``max(1, group.views)`` views.
+        sharp: see `Dataset`: whether gradient matching makes sense.
+        trunk: (N, 2, 1 + h w, 384).
+        inverse: (N, 8 h, 8 w), 1/m.
+    """
 
     group: ViewGroup
     frames: int
+    sharp: bool
     trunk: NDArray[np.float16]
     inverse: NDArray[np.float16]
 
@@ -80,7 +78,7 @@ class CachedViews:
 
 
 def cached_views(
-    frames: Frames,
+    frames: Dataset,
     group: ViewGroup,
     model: CompactDepth,
     folder: Path,
@@ -90,7 +88,7 @@ def cached_views(
 ) -> CachedViews:
     """Open the cache of a group, computing what is missing of it."""
     content = asdict(group)
-    del content['dense'], content['repeats']  # these say how views are used, not what they are
+    del content['repeats']  # how views are used, not what they are
     key = json.dumps([content, seed, len(frames), frames[0].name, WEIGHTS_SHA256])
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f'{group.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}'
@@ -135,4 +133,4 @@ def cached_views(
                 array.flush()
             done_file.write_text(str(indices[-1] + 1))
         progress.update(task, completed=indices[-1] + 1)
-    return CachedViews(group, len(frames), maps['trunk'], maps['inverse'])
+    return CachedViews(group, len(frames), frames.sharp, maps['trunk'], maps['inverse'])

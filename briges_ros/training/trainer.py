@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from briges_ros.errors import BrigesError
 from briges_ros.evaluation.metrics import affine_invariant_depth, depth_metrics
-from briges_ros.network.compact import CompactDepth, save_trained
-from briges_ros.training.datasets import KittiDrive, NyuV2
-from briges_ros.training.feature_cache import CachedViews, Frames, ViewGroup, cached_views
+from briges_ros.network.compact import CompactDepth, load_compact, save_trained
+from briges_ros.training.checkpoint import (
+    load_checkpoint,
+    progress_bar,
+    save_checkpoint,
+    warm_cosine,
+)
+from briges_ros.training.datasets import Dataset, KittiDrive, NyuV2
+from briges_ros.training.feature_cache import CachedViews, ViewGroup, cached_views
 from briges_ros.training.losses import depth_loss
 
 NYU_RANGE_M = (1e-3, 10.0)
@@ -43,6 +46,7 @@ class TrainConfig:
         ema: decay of the weights' moving average, which is what ships.
         checkpoint_steps: steps between two checkpoints.
         seed: of everything random.
+        start: weights (safetensors) to start from instead of a new decoder; empty: none.
     """
 
     views: int = 4
@@ -58,6 +62,7 @@ class TrainConfig:
     ema: float = 0.995
     checkpoint_steps: int = 50
     seed: int = 0
+    start: str = ''
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,8 @@ class Trainer:
         self.console = Console()
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         torch.manual_seed(config.seed)
-        self.model = CompactDepth().to(self.device)
+        model = load_compact(Path(config.start)) if config.start else CompactDepth()
+        self.model = model.to(self.device)
         self.model.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = self.model.trained_parameters()
         for parameter in self.trained.values():
@@ -109,27 +115,27 @@ class Trainer:
         self.steps_per_epoch = len(self._epoch_batches(0))
         total = self.steps_per_epoch * config.epochs
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate(step, config.warmup_steps, total)
+            self.optimizer, lambda step: warm_cosine(step, config.warmup_steps, total)
         )
         self._resume()
 
     def _open_data(self, data: Path) -> tuple[list[CachedViews], CachedViews]:
         nyu, kitti = data / 'nyuv2', data / 'kitti_drive'
         views = self.config.views
-        wanted: list[tuple[Frames, ViewGroup]] = [
+        wanted: list[tuple[Dataset, ViewGroup]] = [
             (NyuV2(nyu, 'train'), ViewGroup('nyu', 392, 294, views)),
             (
                 KittiDrive(kitti, 'train'),
-                ViewGroup('kitti', 616, 182, 2 * views, 0.6, dense=False, repeats=6),
+                ViewGroup('kitti', 616, 182, 2 * views, 0.6, repeats=6),
             ),
             (
                 KittiDrive(kitti, 'train'),
-                ViewGroup('kitti-crop', 392, 294, views, 0.6, dense=False, repeats=2),
+                ViewGroup('kitti-crop', 392, 294, views, 0.6, repeats=2),
             ),
             (NyuV2(nyu, 'held_out'), ViewGroup('nyu-held-out', 392, 294, 0)),
         ]
         cache = self.work / 'features'
-        with self._progress() as progress:
+        with progress_bar(self.console) as progress:
             opened = [
                 cached_views(
                     frames, group, self.model, cache, self.config.seed, progress, self.device
@@ -137,15 +143,6 @@ class Trainer:
                 for frames, group in wanted
             ]
         return opened[:-1], opened[-1]
-
-    def _progress(self) -> Progress:
-        return Progress(
-            TextColumn('{task.description}'),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
 
     def _epoch_batches(self, epoch: int) -> list[tuple[int, list[int], list[int]]]:
         """(group, frames, views) for each step of an epoch, shuffled; no batch mixes groups."""
@@ -164,7 +161,7 @@ class Trainer:
         """Train to the end, print the score after each epoch, and return the last one."""
         total = self.steps_per_epoch * self.config.epochs
         score = Score(math.nan, math.nan, 0)
-        with self._progress() as progress:
+        with progress_bar(self.console) as progress:
             task = progress.add_task('training', total=total, completed=self.step)
             for loss in self._steps(total):
                 progress.update(task, completed=self.step, description=f'loss {loss:.3f}')
@@ -199,7 +196,7 @@ class Trainer:
         loss = depth_loss(
             prediction,
             inverse.to(self.device),
-            self.config.gradient_weight if views.group.dense else 0.0,
+            self.config.gradient_weight if views.sharp else 0.0,
             self.config.ratio_weight,
         )
         self.optimizer.zero_grad(set_to_none=True)
@@ -248,37 +245,25 @@ class Trainer:
         return self.work / 'checkpoint.pt'
 
     def _save_checkpoint(self) -> None:
-        state: dict[str, Any] = {
-            'config': vars(self.config),
-            'step': self.step,
-            'trained': {name: p.detach() for name, p in self.trained.items()},
-            'ema': self.ema,
-            'optimizer': self.optimizer.state_dict(),
-            'schedule': self.schedule.state_dict(),
-        }
-        partial = self._checkpoint.with_suffix('.partial')
-        torch.save(state, partial)
-        partial.replace(self._checkpoint)
+        save_checkpoint(
+            self._checkpoint,
+            asdict(self.config),
+            {
+                'step': self.step,
+                'trained': {name: p.detach() for name, p in self.trained.items()},
+                'ema': self.ema,
+                'optimizer': self.optimizer.state_dict(),
+                'schedule': self.schedule.state_dict(),
+            },
+        )
 
     def _resume(self) -> None:
-        if not self._checkpoint.exists():
+        state = load_checkpoint(self._checkpoint, asdict(self.config), self.device)
+        if state is None:
             return
-        state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
-        if state['config'] != vars(self.config):
-            raise BrigesError(
-                f'{self._checkpoint} belongs to other settings; '
-                'give another work folder or delete it'
-            )
         self._copy(state['trained'])
         self.ema = state['ema']
         self.optimizer.load_state_dict(state['optimizer'])
         self.schedule.load_state_dict(state['schedule'])
         self.step = state['step']
         self.console.print(f'resuming at step {self.step}')
-
-
-def learning_rate(step: int, warmup: int, total: int) -> float:
-    """Share of the peak rate: linear warm-up, then half a cosine to zero."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))

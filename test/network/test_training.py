@@ -14,9 +14,10 @@ from briges_ros.errors import BrigesError
 from briges_ros.evaluation.metrics import affine_invariant_depth, depth_metrics
 from briges_ros.network import dinov2_weights
 from briges_ros.training.augment import random_view, shrink_inverse
+from briges_ros.training.checkpoint import warm_cosine
 from briges_ros.training.datasets import NyuV2, Sample, nyu_split, project_inverse
 from briges_ros.training.losses import align, depth_loss
-from briges_ros.training.trainer import TrainConfig, Trainer, learning_rate
+from briges_ros.training.trainer import TrainConfig, Trainer
 
 finite = st.floats(-5, 5)
 
@@ -116,7 +117,7 @@ def test_lidar_hidden_behind_a_near_object_is_dropped():
 
 
 def test_the_rate_warms_up_and_ends_at_zero():
-    rates = [learning_rate(step, 10, 100) for step in range(101)]
+    rates = [warm_cosine(step, 10, 100) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and rates[100] == pytest.approx(0.0)
     assert all(a >= b for a, b in pairwise(rates[10:]))
 
