@@ -1,12 +1,13 @@
-"""Depth metrics under the affine-invariant protocol.
+"""Depth metrics, and the alignment of relative depth that comes before them.
 
-Source: MiDaS (arXiv 1907.01341) and Depth Anything (arXiv 2401.10891): least-squares scale and
-shift in inverse depth on the valid pixels, clamp to the data set's range, then the metrics of
-Eigen et al. (arXiv 1406.2283) in metres.
+Sources: scale and shift by least squares in inverse depth on the valid pixels, then clamping to the
+data set's range: MiDaS (arXiv 1907.01341) and Depth Anything (arXiv 2401.10891). AbsRel, delta,
+RMSE and log10: Eigen et al. (arXiv 1406.2283). SILog: KITTI's depth benchmark.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +16,26 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class DepthMetrics:
-    """AbsRel = mean |z - z*| / z*; delta1 = share of pixels with max(z/z*, z*/z) < 1.25."""
+    """How a depth map z compares with the truth z*, over the n pixels where both are known.
+
+    Attributes:
+        abs_rel: mean |z - z*| / z*.
+        delta1, delta2, delta3: share of pixels with max(z/z*, z*/z) < 1.25, 1.25^2, 1.25^3.
+        rmse_m: sqrt(mean (z - z*)^2), metres.
+        log10: mean |log10 z - log10 z*|.
+        silog: scale-invariant logarithmic error as KITTI's benchmark states it, in units of
+            log(m) x 100: 100 sqrt(mean d^2 - (mean d)^2) with d = ln z - ln z*; it does not change
+            when z is multiplied by a constant.
+        pixels: n.
+    """
 
     abs_rel: float
     delta1: float
+    delta2: float
+    delta3: float
     rmse_m: float
+    log10: float
+    silog: float
     pixels: int
 
 
@@ -27,17 +43,28 @@ def depth_metrics(depth: NDArray[np.floating], truth: NDArray[np.floating]) -> D
     """Compare depth with the truth where both are finite and the truth positive.
 
     Args:
-        depth, truth: same shape, metres.
+        depth, truth: same shape, metres. Depth that is not positive counts as 1 nm in ratios and
+            logarithms: wrong by any measure, and still a number.
+
+    Returns:
+        All NaN, with 0 pixels, if nothing can be compared.
     """
     valid = np.isfinite(depth) & np.isfinite(truth) & (truth > 0)
     z, t = depth[valid].astype(np.float64), truth[valid].astype(np.float64)
     if z.size == 0:
-        return DepthMetrics(float('nan'), float('nan'), float('nan'), 0)
-    ratio = np.maximum(z / t, t / np.maximum(z, 1e-9))
+        nan = math.nan
+        return DepthMetrics(nan, nan, nan, nan, nan, nan, nan, 0)
+    positive = np.maximum(z, 1e-9)
+    ratio = np.maximum(positive / t, t / positive)
+    difference = np.log(positive / t)
     return DepthMetrics(
         abs_rel=float(np.mean(np.abs(z - t) / t)),
         delta1=float(np.mean(ratio < 1.25)),
+        delta2=float(np.mean(ratio < 1.25**2)),
+        delta3=float(np.mean(ratio < 1.25**3)),
         rmse_m=float(np.sqrt(np.mean((z - t) ** 2))),
+        log10=float(np.mean(np.abs(difference)) / math.log(10.0)),
+        silog=100.0 * float(np.std(difference)),
         pixels=int(z.size),
     )
 
