@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +20,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from briges_ros import Anchors, CameraModel, DepthPipeline
+from briges_ros import Anchors, DepthPipeline
 from briges_ros.cli.demo_data import load_drive
+from briges_ros.evaluation.frames import SingleFrames
 from briges_ros.evaluation.metrics import affine_invariant_depth, depth_metrics
-from briges_ros.training.datasets import KITTI_TRAINING_FRAMES, NyuV2, read_rgb
+from briges_ros.training.datasets import KITTI_TRAINING_FRAMES, NyuV2
 
 NYU_RANGE_M = (1e-3, 10.0)
 ANCHORS = 200
@@ -73,24 +73,13 @@ def plane_depth(truth: np.ndarray, near: float, far: float) -> np.ndarray:
     return np.clip(1.0 / np.maximum(design @ solution, 1.0 / far), near, far)
 
 
-def sparse_frames(data: Path) -> Iterator[tuple[np.ndarray, np.ndarray, CameraModel]]:
-    """The single frames: image, depth in metres (NaN unknown), camera."""
-    for entry in json.loads((data / 'frames' / 'meta.json').read_text()):
-        image = read_rgb(data / 'frames' / entry['rgb'])
-        raw = cv2.imread(str(data / 'frames' / entry['depth']), cv2.IMREAD_UNCHANGED)
-        depth = np.where(raw > 0, raw / entry['depth_scale'], np.nan).astype(np.float32)
-        fx, fy, cx, cy = entry['K_fx_fy_cx_cy']
-        height, width = image.shape[:2]
-        K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-        yield image, depth, CameraModel(width, height, K)
-
-
 def metric_frames(pipeline: DepthPipeline, data: Path) -> Row:
     """Metres from 200 random pixels of the frames of other data sets, scored on the others."""
     ours, nearest = [], []
-    for number, (image, depth, camera) in enumerate(
-        track(list(sparse_frames(data)), 'single frames')
-    ):
+    frames = SingleFrames(data / 'frames')
+    for number in track(range(len(frames)), 'single frames'):
+        frame = frames[number]
+        depth = frame.depth
         v, u = np.nonzero(np.isfinite(depth))
         chosen = np.random.default_rng(number).choice(len(u), ANCHORS, replace=False)
         anchors = Anchors(
@@ -101,7 +90,7 @@ def metric_frames(pipeline: DepthPipeline, data: Path) -> Row:
         )
         rest = depth.copy()
         rest[v[chosen], u[chosen]] = np.nan
-        ours.append(depth_metrics(pipeline(image, camera, anchors).depth, rest))
+        ours.append(depth_metrics(pipeline(frame.image, frame.camera, anchors).depth, rest))
         nearest.append(depth_metrics(nearest_depth(anchors, depth.shape), rest))
     return row('13 single frames', f'{ANCHORS} anchors', ours, 'nearest anchor', nearest)
 
