@@ -87,7 +87,9 @@ class Briges(nn.Module):
             levels: four maps (B, d, h, w).
             segmentation: (B, C, hs, ws); None only without gates.
         """
-        return self.decoder(self.bridge(levels, segmentation))
+        # One memory layout with and without gates: convolutions round differently by layout, and
+        # an untrained light gate must not change a bit.
+        return self.decoder([level.contiguous() for level in self.bridge(levels, segmentation)])
 
     def bridge(self, levels: list[Tensor], segmentation: Tensor | None) -> list[Tensor]:
         """The gates alone: four maps in, four maps out."""
