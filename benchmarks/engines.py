@@ -21,7 +21,7 @@ from rich.table import Table
 
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.engine import BACKENDS, EngineError, open_engine
-from briges_ros.inference.preprocess import input_size
+from briges_ros.inference.preprocess import prepare
 
 CAMERAS = {'640x480': (640, 480), '1242x375': (1242, 375)}
 Infer = Callable[[np.ndarray], object]
@@ -32,15 +32,17 @@ def torch_eager(bundle: ModelBundle) -> Infer | None:
     try:
         import torch
 
-        from briges_ros.network.compact import load_compact
+        from briges_ros.network.briges import Briges
+        from briges_ros.network.compact import load_compact_briges
     except ImportError:
         return None
-    model = load_compact(bundle.folder / 'weights.safetensors')
-    model.encoder.merge_adapters()
+    model = load_compact_briges(bundle.folder)
+    if bundle.gate == 'none':
+        model = Briges(model.depth_encoder, model.decoder)
 
-    def infer(image: np.ndarray) -> object:
+    def infer(*inputs: np.ndarray) -> object:
         with torch.inference_mode():
-            return model(torch.from_numpy(image)).numpy()
+            return model(*map(torch.from_numpy, inputs)).numpy()
 
     return infer
 
@@ -67,13 +69,14 @@ def main() -> None:
     reference = next(iter(engines))
     results = {}
     for camera, size in CAMERAS.items():
-        width, height = input_size(*size, bundle.token_budget, bundle.patch)
-        image = np.random.default_rng(0).normal(size=(1, 3, height, width)).astype(np.float32)
+        picture = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        inputs = prepare(picture, bundle)
+        height, width = inputs[0].shape[2:]
         times: dict[str, list[float]] = {name: [] for name in engines}
         for run in track(range(options.runs + 2), f'{camera} -> {width}x{height}'):
             for name, infer in engines.items():
                 start = time.perf_counter()
-                infer(image)
+                infer(*inputs)
                 if run >= 2:  # the first two warm up
                     times[name].append((time.perf_counter() - start) * 1e3)
         table = Table(title=f'{camera}: network at {width}x{height}, {options.runs} runs')

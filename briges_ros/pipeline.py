@@ -19,7 +19,7 @@ from briges_ros.camera import CameraModel
 from briges_ros.depth_image import depth_from_inverse, resize_inverse_depth
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.engine import Engine
-from briges_ros.inference.preprocess import input_size, network_input
+from briges_ros.inference.preprocess import prepare, to_inverse_depth
 from briges_ros.inference.selfcheck import open_checked_engine
 from briges_ros.point_cloud import organised_points
 
@@ -36,7 +36,8 @@ class DepthFrame:
 
     Attributes:
         image: (H, W, 3) uint8 RGB, the input itself.
-        relative: (H, W) float32 inverse depth, larger is nearer, up to scale and shift.
+        relative: (H, W) float32 inverse depth, larger is nearer, up to scale and shift (1/m, as the
+            network sees it, if that is a metric one).
         depth: (H, W) float32 metres along optical Z; NaN = unknown, +inf = beyond range (REP 118);
             all NaN while the scale is unknown.
         scale: how relative became metres: ``1/z = scale * relative + shift``.
@@ -98,6 +99,8 @@ class DepthPipeline:
         self.token_budget = token_budget or bundle.token_budget
         self.min_range = min_range
         self.max_range = max_range
+        if bundle.output == 'metric_depth' and prior is None:
+            prior = (1.0, 0.0)  # the network's own metres, until anchors say better
         self._tracker = ScaleTracker(hold_duration=hold_duration, prior=prior)
 
     @classmethod
@@ -124,7 +127,8 @@ class DepthPipeline:
             min_range: nearer depth is NaN, metres.
             max_range: farther depth is +inf, metres.
             hold_duration: seconds that the last fit may serve without fresh anchors.
-            prior: (scale, shift) to fall back on, if the user knows them.
+            prior: (scale, shift) to fall back on, if the user knows them. Default: none, or
+                (1, 0) for a metric network, whose inverse depth is in 1/m.
 
         Raises:
             BrigesError: the bundle or the backend does not load, or fails its self-check.
@@ -174,15 +178,11 @@ class DepthPipeline:
         if stamp is not None and not math.isfinite(stamp):
             raise ValueError(f'stamp must be seconds or None, got {stamp}')
         clock = _Clock()
-        network_image = network_input(
-            image,
-            *input_size(width, height, self.token_budget, self.bundle.patch),
-            self.bundle.mean,
-            self.bundle.std,
-        )
+        inputs = prepare(image, self.bundle, self.token_budget)
         clock.lap('preprocess')
-        inverse = self.engine.infer(network_image)
+        output = self.engine.infer(*inputs)
         clock.lap('inference')
+        inverse = to_inverse_depth(output, self.bundle)
         relative = resize_inverse_depth(inverse, width, height)
         clock.lap('postprocess')
         scale = self._align(relative, anchors() if callable(anchors) else anchors, stamp)

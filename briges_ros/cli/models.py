@@ -25,7 +25,7 @@ def run() -> None:
             else:
                 table.add_row(
                     path.parent.name,
-                    bundle.gate,
+                    _gate(bundle),
                     str(bundle.token_budget),
                     bundle.licence,
                     str(path.parent),
@@ -36,6 +36,12 @@ def run() -> None:
     else:
         console.print('no model bundles; make one with: briges export compact')
     console.print('looked in: ' + ', '.join(map(str, model_folders())), style='dim')
+
+
+def _gate(bundle: ModelBundle) -> str:
+    if (bundle.tau_cross, bundle.tau_self) == (1.0, 1.0):
+        return bundle.gate
+    return f'{bundle.gate}, tau {bundle.tau_cross:g} (cross), {bundle.tau_self:g} (self)'
 
 
 def run_check(model: str, backend: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass, field
@@ -15,13 +16,46 @@ from typing import Any
 
 from briges_ros.errors import BrigesError
 
-FORMAT = 1
+FORMAT = 2
 GRAPHS = ('depth_encoder', 'segmentation_encoder', 'gate_decoder')
-OUTPUTS = ('relative_inverse_depth',)
+GATES = ('none', 'light', 'paper')
+OUTPUTS = ('relative_inverse_depth', 'metric_depth')
 
 
 class BundleError(BrigesError):
     """A bundle that is missing, not whole, or not one we can run."""
+
+
+@dataclass(frozen=True)
+class SegmentationInput:
+    """What a gated bundle's segmentation encoder takes: the whole image, stretched.
+
+    Attributes:
+        mean, std: normalisation of RGB in [0, 1].
+        size: (width, height) in pixels, whatever the camera; None if `patch` is given.
+        patch: pixels for each of the depth encoder's patches along a side, so that the segmentation
+            map lies exactly on the depth tokens; None if `size` is given.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: tuple[int, int] | None = None
+    patch: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.size is None) == (self.patch is None):
+            raise ValueError('segmentation_input needs either size or patch')
+        pixels = self.size or (self.patch,)
+        if not all(value is not None and value > 0 for value in (*self.std, *pixels)):
+            raise ValueError('segmentation_input: size, patch and std must be positive')
+
+    def pixels(self, columns: int, rows: int) -> tuple[int, int]:
+        """(width, height) of the input that goes with a grid of depth patches."""
+        if self.size is not None:
+            return self.size
+        assert self.patch is not None
+        # An encoder that halves its grid once more needs two cells, also for a strip of an image.
+        return self.patch * max(columns, 2), self.patch * max(rows, 2)
 
 
 @dataclass(frozen=True)
@@ -31,15 +65,17 @@ class ModelBundle:
     Attributes:
         folder: where it lies.
         name, description, licence: for people.
-        gate: 'none', or which Bridging Gate the bundle holds.
+        gate: which Bridging Gate the bundle holds: 'none', 'light' or 'paper'.
         output: what the network's output means; 'relative_inverse_depth': 1/z up to scale and
-            shift, larger is nearer.
+            shift, larger is nearer; 'metric_depth': metres.
         patch: pixels along a patch's side; network sizes are its multiples.
         token_budget: most patches at the default size.
         mean, std: normalisation of RGB in [0, 1].
         graphs: path of each ONNX graph, by name. A bundle with ``gate: none`` has no
             ``segmentation_encoder``.
-        selfcheck: path of the reference input and output.
+        selfcheck: path of the reference inputs and output.
+        segmentation_input: of the segmentation encoder; None with ``gate: none``.
+        tau_cross, tau_self: Attention Temperature Scaling that is folded into the gates; 1 = off.
         sources: what it was made of, with licences and sha256.
         sha256: of ``model.json``, which holds the sha256 of everything else.
     """
@@ -56,6 +92,9 @@ class ModelBundle:
     std: tuple[float, float, float]
     graphs: dict[str, Path]
     selfcheck: Path
+    segmentation_input: SegmentationInput | None = None
+    tau_cross: float = 1.0
+    tau_self: float = 1.0
     sources: list[dict[str, str]] = field(default_factory=list)
     sha256: str = ''
 
@@ -78,13 +117,15 @@ class ModelBundle:
                 )
             files = {**values['graphs'], 'selfcheck': values['selfcheck']}
             paths = {key: _checked_file(folder, entry, mend) for key, entry in files.items()}
-            inputs = values['input']
+            inputs, temperature = values['input'], values['attention_temperature']
+            gate = str(values['gate'])
+            gated = gate != 'none'
             bundle = cls(
                 folder=folder,
                 name=str(values['name']),
                 description=str(values['description']),
                 licence=str(values['licence']),
-                gate=str(values['gate']),
+                gate=gate,
                 output=str(values['output']),
                 patch=int(inputs['patch']),
                 token_budget=int(inputs['token_budget']),
@@ -92,6 +133,11 @@ class ModelBundle:
                 std=_three(inputs['std']),
                 graphs={key: value for key, value in paths.items() if key != 'selfcheck'},
                 selfcheck=paths['selfcheck'],
+                segmentation_input=(
+                    _segmentation_input(values['segmentation_input']) if gated else None
+                ),
+                tau_cross=float(temperature['cross']),
+                tau_self=float(temperature['self']),
                 sources=list(values['sources']),
                 sha256=hashlib.sha256(text).hexdigest(),
             )
@@ -101,14 +147,32 @@ class ModelBundle:
             raise BundleError(f'{path} lacks or garbles {error}; {mend}') from error
         if bundle.patch < 1 or bundle.token_budget < 1 or not min(bundle.std) > 0:
             raise BundleError(f'{path}: patch, token_budget and std must be positive; {mend}')
+        if not all(math.isfinite(tau) and tau > 0 for tau in (bundle.tau_cross, bundle.tau_self)):
+            raise BundleError(f'{path}: attention_temperature must be positive; {mend}')
+        if gate not in GATES:
+            raise BundleError(f'{path}: unknown gate {gate!r}, known: {GATES}')
         if bundle.output not in OUTPUTS:
             raise BundleError(f'{path}: unknown output {bundle.output!r}, known: {OUTPUTS}')
-        needed = set(GRAPHS) - ({'segmentation_encoder'} if bundle.gate == 'none' else set())
+        needed = set(GRAPHS) - (set() if gated else {'segmentation_encoder'})
         if set(bundle.graphs) != needed:
             raise BundleError(
                 f'{path}: graphs {sorted(bundle.graphs)}, expected {sorted(needed)}; {mend}'
             )
         return bundle
+
+
+def _segmentation_input(entry: Any) -> SegmentationInput:
+    values = dict(entry)
+    size, patch = values.get('size'), values.get('patch')
+    if size is not None:
+        width, height = size
+        size = int(width), int(height)
+    return SegmentationInput(
+        mean=_three(values['mean']),
+        std=_three(values['std']),
+        size=size,
+        patch=None if patch is None else int(patch),
+    )
 
 
 def _three(values: Any) -> tuple[float, float, float]:
@@ -122,6 +186,8 @@ def _checked_file(folder: Path, entry: dict[str, str], mend: str) -> Path:
         raise BundleError(f'{path} is missing; {mend}')
     if file_sha256(path) != entry['sha256']:
         raise BundleError(f'{path} is corrupt (its sha256 is not the one in model.json); {mend}')
+    if 'data_file' in entry:  # the weights of a graph that is too large for one ONNX file
+        _checked_file(folder, {'file': entry['data_file'], 'sha256': entry['data_sha256']}, mend)
     return path
 
 

@@ -1,14 +1,13 @@
 """What runs a bundle, and how one is chosen.
 
-An `Engine` takes a network input and returns inverse depth. How it keeps the features between the
-graphs is its own business: on a GPU they never leave the device.
+An `Engine` takes network inputs and returns the network's output. How it keeps the features between
+the graphs is its own business: on a GPU they never leave the device.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -40,16 +39,33 @@ class Engine(Protocol):
     name: str
     precision: str
 
-    def infer(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Network input (1, 3, h, w) -> inverse depth (h', w') up to scale and shift.
+    def infer(
+        self, image: NDArray[np.float32], segmentation_image: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Run the network: ``engine.infer(*prepare(image, bundle))``.
 
-        h and w are multiples of the bundle's patch. Not safe for several threads at once.
+        Not safe for several threads at once.
+
+        Args:
+            image: (1, 3, h, w) input of the depth encoder; h, w multiples of the bundle's patch.
+            segmentation_image: (1, 3, hs, ws) input of the segmentation encoder; only with a gate.
+
+        Returns:
+            (h', w') output, the caller's own; `ModelBundle.output` says what it means.
+
+        Raises:
+            ValueError: a segmentation input too many or too few.
         """
         ...
 
 
-Graph = Callable[[Sequence[NDArray[np.float32]]], list[NDArray[np.float32]]]
-"""A loaded ONNX graph: arrays in the order of its inputs -> arrays in that of its outputs."""
+Arrays = dict[str, NDArray[np.float32]]
+
+Graph = Callable[[Arrays], Arrays]
+"""A loaded ONNX graph: arrays by the names of its inputs -> arrays by those of its outputs.
+
+What it returns may be its own memory, which its next run overwrites.
+"""
 
 
 class GraphEngine:
@@ -59,12 +75,20 @@ class GraphEngine:
         self.name = name
         self.precision = precision
         self._depth_encoder = graphs['depth_encoder']
+        self._segmentation_encoder = graphs.get('segmentation_encoder')
         self._gate_decoder = graphs['gate_decoder']
 
-    def infer(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    def infer(
+        self, image: NDArray[np.float32], segmentation_image: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """See `Engine.infer`."""
-        (inverse_depth,) = self._gate_decoder(self._depth_encoder([image]))
-        return inverse_depth.reshape(inverse_depth.shape[-2:]).astype(np.float32, copy=False)
+        if (segmentation_image is None) != (self._segmentation_encoder is None):
+            raise ValueError('a segmentation input goes with a gate: use prepare(image, bundle)')
+        features = self._depth_encoder({'image': image})
+        if self._segmentation_encoder is not None and segmentation_image is not None:
+            features |= self._segmentation_encoder({'image': segmentation_image})
+        (output,) = self._gate_decoder(features).values()
+        return np.array(output.reshape(output.shape[-2:]), np.float32)
 
 
 def open_engine(bundle: ModelBundle, backend: str, threads: int = 0) -> Engine:
@@ -86,14 +110,3 @@ def open_engine(bundle: ModelBundle, backend: str, threads: int = 0) -> Engine:
         raise EngineError(f'{backend}: {error}; pip install {backend}') from error
     engine: Engine = module.open_engine(bundle, threads)
     return engine
-
-
-def graph_paths(bundle: ModelBundle) -> dict[str, Path]:
-    """The graphs that the CPU engines run, checked to be ones they can.
-
-    Raises:
-        EngineError: the bundle has a gate, which these engines do not feed yet.
-    """
-    if bundle.gate != 'none':
-        raise EngineError(f'{bundle.name} has gate {bundle.gate!r}, which needs a newer version')
-    return bundle.graphs

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.inference.engine import EngineError, Graph, GraphEngine, graph_paths
+from briges_ros.inference.engine import Arrays, EngineError, Graph, GraphEngine
 
 
 def open_engine(bundle: ModelBundle, threads: int) -> GraphEngine:
@@ -19,7 +16,7 @@ def open_engine(bundle: ModelBundle, threads: int) -> GraphEngine:
     Raises:
         EngineError: onnxruntime does not load a graph.
     """
-    graphs = {name: _open_graph(path, threads) for name, path in graph_paths(bundle).items()}
+    graphs = {name: _open_graph(path, threads) for name, path in bundle.graphs.items()}
     return GraphEngine('onnxruntime', 'fp32', graphs)
 
 
@@ -35,12 +32,9 @@ def _open_graph(path: Path, threads: int) -> Graph:
         )
     except Exception as error:  # its errors share no base class
         raise EngineError(f'onnxruntime does not load {path}: {error}') from error
-    names = [value.name for value in session.get_inputs()]
+    names = [value.name for value in session.get_outputs()]
 
-    def run(inputs: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        outputs: list[NDArray[np.float32]] = session.run(
-            None, dict(zip(names, inputs, strict=True))
-        )
-        return outputs
+    def run(inputs: Arrays) -> Arrays:
+        return dict(zip(names, session.run(names, inputs), strict=True))
 
     return run

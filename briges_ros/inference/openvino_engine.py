@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import openvino
-from numpy.typing import NDArray
 
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.inference.engine import EngineError, Graph, GraphEngine, graph_paths
+from briges_ros.inference.engine import Arrays, EngineError, Graph, GraphEngine
 
 DEVICE = 'CPU'
 
@@ -31,7 +28,7 @@ def open_engine(bundle: ModelBundle, threads: int) -> GraphEngine:
     }
     if threads:
         config['INFERENCE_NUM_THREADS'] = threads
-    graphs = {name: _open_graph(core, path, config) for name, path in graph_paths(bundle).items()}
+    graphs = {name: _open_graph(core, path, config) for name, path in bundle.graphs.items()}
     return GraphEngine('openvino', 'bf16' if precision == 'bf16' else 'fp32', graphs)
 
 
@@ -41,8 +38,9 @@ def _open_graph(core: openvino.Core, path: Path, config: dict[str, object]) -> G
     except RuntimeError as error:
         raise EngineError(f'openvino does not load {path}: {error}') from error
 
-    def run(inputs: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        results = request.infer(list(inputs), share_inputs=True, share_outputs=False)
-        return [results[output] for output in results]
+    def run(inputs: Arrays) -> Arrays:
+        # Features are read where they were written: no copies between the graphs.
+        results = request.infer(inputs, share_inputs=True, share_outputs=True)
+        return {output.any_name: results[output] for output in results}
 
     return run

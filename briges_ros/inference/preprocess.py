@@ -1,4 +1,4 @@
-"""From a camera image to the network's input."""
+"""From a camera image to the network's inputs, and from its output to inverse depth."""
 
 from __future__ import annotations
 
@@ -8,8 +8,43 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from briges_ros.inference.bundle import ModelBundle
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+NEAREST_M = 1e-3  # a metric network's zero metres become this many
+
+
+def prepare(
+    image: NDArray[np.uint8], bundle: ModelBundle, token_budget: int | None = None
+) -> tuple[NDArray[np.float32], ...]:
+    """An image as the network takes it: what `Engine.infer` wants, in its order.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        bundle: the model.
+        token_budget: most patches that the depth encoder may see; default: the bundle's.
+
+    Returns:
+        The depth encoder's input (1, 3, h, w) float32 and, if the bundle has a gate, the
+        segmentation encoder's (1, 3, hs, ws); each resized from the image itself.
+    """
+    width, height = input_size(
+        image.shape[1], image.shape[0], token_budget or bundle.token_budget, bundle.patch
+    )
+    depth = network_input(image, width, height, bundle.mean, bundle.std)
+    wanted = bundle.segmentation_input
+    if wanted is None:
+        return (depth,)
+    size = wanted.pixels(width // bundle.patch, height // bundle.patch)
+    return depth, network_input(image, *size, wanted.mean, wanted.std)
+
+
+def to_inverse_depth(output: NDArray[np.float32], bundle: ModelBundle) -> NDArray[np.float32]:
+    """A network's output as inverse depth: up to scale and shift, or 1/m of a metric network."""
+    if bundle.output == 'metric_depth':
+        return np.reciprocal(np.maximum(output, np.float32(NEAREST_M)))
+    return output
 
 
 def input_size(width: int, height: int, token_budget: int, patch: int = 14) -> tuple[int, int]:
@@ -68,7 +103,7 @@ def network_input(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> NDArray[np.float32]:
-    """Resize (area when shrinking, cubic when growing) and normalise.
+    """Resize (area along sides that shrink, cubic along those that grow) and normalise.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -77,9 +112,9 @@ def network_input(
     Returns:
         (1, 3, height, width) float32.
     """
-    if image.shape[1] != width or image.shape[0] != height:
-        shrinks = image.shape[1] > width
-        image = cv2.resize(
-            image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-        )
+    smaller = min(image.shape[1], width), min(image.shape[0], height)
+    if smaller != (image.shape[1], image.shape[0]):
+        image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+    if smaller != (width, height):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
     return normalise(image, mean, std)

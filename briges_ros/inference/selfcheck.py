@@ -69,7 +69,11 @@ def open_checked_engine(
 
 
 def check_engine(engine: Engine, bundle: ModelBundle) -> SelfCheck:
-    """Run the bundle's reference input and compare.
+    """Run the bundle's reference inputs and compare.
+
+    They lie in its ``selfcheck.npz``: ``image`` and, with a gate, ``segmentation_image``, as
+    `Engine.infer` takes them, and ``inverse_depth``, what it has to return (metres, if that is what
+    the network gives).
 
     Raises:
         BundleError: the bundle's reference cannot be read.
@@ -77,13 +81,16 @@ def check_engine(engine: Engine, bundle: ModelBundle) -> SelfCheck:
     """
     try:
         with np.load(bundle.selfcheck, allow_pickle=False) as data:
-            image, reference = data['image'], data['inverse_depth'].astype(np.float64)
+            inputs = [data['image']]
+            if bundle.segmentation_input is not None:
+                inputs.append(data['segmentation_image'])
+            reference = data['inverse_depth'].astype(np.float64)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as why:
         raise BundleError(
             f'{bundle.selfcheck} cannot be read ({why}); make the bundle anew, e.g.: '
             f'briges export {bundle.name}'
         ) from why
-    output = engine.infer(image).astype(np.float64)
+    output = engine.infer(*inputs).astype(np.float64)
     if output.shape != reference.shape or not np.isfinite(output).all():
         raise EngineError(
             f'{engine.name} gives shape {output.shape} or non-finite values in the self-check; '

@@ -11,6 +11,8 @@ from briges_ros.inference.bundle import BundleError, ModelBundle, file_sha256, f
 from briges_ros.inference.engine import GraphEngine
 from briges_ros.inference.selfcheck import check_engine
 
+SEGMENTATION = {'patch': 16, 'mean': [0.5, 0.5, 0.5], 'std': [0.5, 0.5, 0.5]}
+
 
 @pytest.fixture
 def copy(bundle, tmp_path) -> Path:
@@ -80,8 +82,13 @@ def test_a_truncated_description(copy):
     [
         (lambda v: v.pop('graphs'), 'graphs'),
         (lambda v: v.update(format=99), 'format 99'),
+        (lambda v: v.update(format=1), 'format 1, .* briges export'),
         (lambda v: v.update(output='metres'), 'unknown output'),
-        (lambda v: v.update(gate='light'), 'segmentation_encoder'),
+        (lambda v: v.update(gate='light'), 'segmentation_input'),
+        (lambda v: v.update(gate='heavy', segmentation_input=SEGMENTATION), 'unknown gate'),
+        (lambda v: v.pop('attention_temperature'), 'attention_temperature'),
+        (lambda v: v.update(attention_temperature={'cross': 0, 'self': 1}), 'must be positive'),
+        (lambda v: v.update(attention_temperature={'cross': 1}), 'model.json'),
         (lambda v: v['input'].update(mean=[1.0]), 'model.json'),
         (lambda v: v['input'].update(patch='big'), 'model.json'),
         (lambda v: v.update(graphs=[]), 'model.json'),
@@ -93,6 +100,33 @@ def test_a_description_that_is_not_one(copy, change, words):
     rewrite(copy, change)
     with pytest.raises(BundleError, match=words):
         ModelBundle.load(copy)
+
+
+def test_a_gate_without_its_segmentation_graph(copy):
+    rewrite(copy, lambda v: v.update(gate='light', segmentation_input=SEGMENTATION))
+    with pytest.raises(BundleError, match=r"expected .*'segmentation_encoder'.*briges export"):
+        ModelBundle.load(copy)
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        ({'patch': None}, 'either size or patch'),
+        ({'size': [1024, 1024]}, 'either size or patch'),
+        ({'patch': 0}, 'must be positive'),
+        ({'patch': None, 'size': [0, 1024]}, 'must be positive'),
+        ({'patch': None, 'size': [1024]}, 'model.json'),
+        ({'patch': 'big'}, 'model.json'),
+        ({'std': [0.5, 0.0, 0.5]}, 'must be positive'),
+        ({'mean': None}, 'model.json'),
+    ],
+)
+def test_a_segmentation_input_that_is_none(copy, change, words):
+    wrong = {**SEGMENTATION, **change}
+    rewrite(copy, lambda v: v.update(gate='light', segmentation_input=wrong))
+    with pytest.raises(BundleError, match=words) as info:
+        ModelBundle.load(copy)
+    assert 'briges export' in str(info.value)
 
 
 def test_a_reference_that_cannot_be_read(copy):

@@ -40,6 +40,12 @@ def test_a_result_is_not_overwritten_by_the_next(engine):
     np.testing.assert_array_equal(first, before)
 
 
+def test_a_segmentation_input_too_many(engine):
+    image = np.zeros((1, 3, 56, 56), np.float32)
+    with pytest.raises(ValueError, match='goes with a gate'):
+        engine.infer(image, image)
+
+
 def test_auto_takes_one_that_loads(bundle):
     assert open_checked_engine(bundle, 'auto')[0].name in BACKENDS
 

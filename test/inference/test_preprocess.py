@@ -1,17 +1,24 @@
-"""Network sizes and normalisation."""
+"""Network sizes, normalisation, and the inputs that belong together."""
+
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from briges_ros import DepthPipeline
+from briges_ros.alignment.tracker import ScaleState
+from briges_ros.inference.bundle import SegmentationInput
+from briges_ros.inference.engine import open_engine
 from briges_ros.inference.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     input_size,
     network_input,
     normalise,
+    prepare,
 )
 
 
@@ -63,3 +70,67 @@ def test_the_right_size_is_not_resampled():
     np.testing.assert_array_equal(network_input(image, 42, 28), normalise(image))
     other = cv2.resize(image, (56, 28), interpolation=cv2.INTER_CUBIC)
     np.testing.assert_array_equal(network_input(image, 56, 28), normalise(other))
+
+
+def test_each_side_is_resized_in_its_own_way():
+    """A panorama into a square: its width is averaged, though its height grows."""
+    image = np.zeros((20, 400, 3), np.uint8)
+    image[:, ::2] = 255  # stripes of single pixels: grey from afar
+    result = network_input(image, 100, 40, (0.0,) * 3, (1.0,) * 3)
+    np.testing.assert_allclose(result, 0.5, atol=0.01)
+
+
+def test_without_a_gate_there_is_one_input(bundle):
+    image = np.random.default_rng(0).integers(0, 256, (375, 1242, 3), dtype=np.uint8)
+    (depth,) = prepare(image, bundle)
+    np.testing.assert_array_equal(depth, network_input(image, 616, 182))
+
+
+HALVES = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.25, 0.5)}
+
+
+@given(st.integers(1, 1500), st.integers(1, 1500), st.integers(1, 1000))
+@settings(max_examples=20, deadline=None)
+def test_the_segmentation_map_lies_on_the_depth_tokens(bundle, width, height, budget):
+    gated = replace(bundle, segmentation_input=SegmentationInput(**HALVES, patch=16))
+    image = np.zeros((height, width, 3), np.uint8)
+    depth, segmentation = prepare(image, gated, budget)
+    for tokens, cells in zip(depth.shape[2:], segmentation.shape[2:], strict=True):
+        assert tokens % 14 == 0 and cells % 16 == 0
+        assert cells // 16 == max(2, tokens // 14)
+
+
+def test_the_segmentation_input_comes_from_the_image_itself(bundle):
+    """Not from the smaller depth input: details that the depth input lost are there."""
+    image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    gated = replace(bundle, segmentation_input=SegmentationInput(**HALVES, size=(640, 480)))
+    depth, segmentation = prepare(image, gated)
+    np.testing.assert_array_equal(depth, prepare(image, bundle)[0])
+    np.testing.assert_array_equal(segmentation, normalise(image, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5)))
+
+
+def test_a_fixed_size_stretches_the_whole_image(bundle):
+    image = np.zeros((100, 300, 3), np.uint8)
+    image[:, 150:] = 255
+    gated = replace(bundle, segmentation_input=SegmentationInput(**HALVES, size=(64, 64)))
+    _, segmentation = prepare(image, gated)
+    assert segmentation.shape == (1, 3, 64, 64)
+    assert (segmentation[..., :30] < 0).all() and (segmentation[..., 34:] > 0).all()
+
+
+def test_a_metric_network_gives_metres_without_anchors(bundle):
+    """The bundle's network is none, but its numbers serve as metres all the same."""
+    metric = replace(bundle, output='metric_depth')
+    engine = open_engine(bundle, 'onnxruntime')
+    image = np.random.default_rng(0).integers(0, 256, (294, 392, 3), dtype=np.uint8)
+    output = engine.infer(*prepare(image, metric))
+    pipeline = DepthPipeline(metric, engine, min_range=0.01)
+    frame = pipeline(image)
+    assert frame.scale.state is ScaleState.PRIOR
+    assert (frame.scale.scale, frame.scale.shift) == (1.0, 0.0)
+    finite = np.isfinite(frame.depth)
+    assert finite.mean() > 0.9
+    np.testing.assert_allclose(1 / frame.depth[finite], frame.relative[finite], rtol=1e-5)
+    assert np.median(frame.depth[finite]) == pytest.approx(np.median(output), rel=0.02)
+    theirs = DepthPipeline(metric, engine, prior=(2.0, 0.5))(image)
+    assert (theirs.scale.scale, theirs.scale.shift) == (2.0, 0.5)
