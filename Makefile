@@ -57,7 +57,7 @@ node: setup ## Start the node, active, in the foreground: make node ARGS='--ros-
 	  if [ -t 0 ]; then set -m; "$${node[@]}"; exit $$?; fi; exec "$${node[@]}"
 
 clean: ## Remove what was made, but for .venv.
-	rm -rf build install log demo $(BUNDLE) models/*/{depth_encoder,gate_decoder}.onnx \
+	rm -rf build install log demo $(BUNDLE) models/*/{depth_encoder,segmentation_encoder,gate_decoder}.onnx models/*/selfcheck.tau.npz \
 	  .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info
 	find . -name .venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 

@@ -1,8 +1,9 @@
-"""`briges export`: compose a model bundle from what ships and the published weights."""
+"""`briges export`: make a model bundle, of the compact model or of published networks."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -10,34 +11,88 @@ from rich.console import Console
 from briges_ros.errors import BrigesError
 from briges_ros.inference.bundle import checkout_models, model_folders, user_models
 
+OURS = 'compact'
 
-def run(model: str, output: Path | None) -> None:
-    """Export one of our models.
+
+@dataclass(frozen=True)
+class ExportJob:
+    """What the command line asks for.
+
+    Attributes:
+        model: 'compact', or a published depth network: its name or folder.
+        output: folder of the bundle; None = the models folder of the checkout or the user.
+        gate: compact: 'none' or 'light'; None = what the model has.
+        segmentation: published segmentation encoder: its name or folder.
+        gates: published: file that gate training released for this pair.
+        tau_cross, tau_self: Attention Temperature Scaling; 1 = off.
+        accept_noncommercial: published weights that must not be used commercially may be taken.
+    """
+
+    model: str
+    output: Path | None = None
+    gate: str | None = None
+    segmentation: str | None = None
+    gates: Path | None = None
+    tau_cross: float = 1.0
+    tau_self: float = 1.0
+    accept_noncommercial: bool = False
+
+
+def run(job: ExportJob) -> None:
+    """Export.
 
     Raises:
-        BrigesError: unknown model, or a part of it is missing.
+        BrigesError: unknown model or impossible setting, or a part of the model is missing.
     """
-    if model != 'compact':
-        raise BrigesError(f'unknown model {model!r}; there is: compact')
+    start = time.monotonic()
     try:
-        from briges_ros.network.compose import WEIGHTS, compose_compact
+        folder = _compact(job) if job.model == OURS else _published(job)
     except ImportError as error:
+        extra = 'export' if job.model == OURS else 'train'
         raise BrigesError(
-            f'export needs {error.name}; run: pip install "briges_ros[export]"'
+            f'this export needs {error.name}; run: pip install "briges_ros[{extra}]"'
         ) from error
-    source = next((f / model for f in model_folders() if (f / model / WEIGHTS).is_file()), None)
+    except OSError as error:
+        raise BrigesError(
+            f'{error.filename or job.output} cannot be written ({error.strerror}); '
+            'give another folder with -o'
+        ) from error
+    print(f'{folder}: exported in {time.monotonic() - start:.0f} s')
+
+
+def _compact(job: ExportJob) -> Path:
+    from briges_ros.network.compose import WEIGHTS, compose_compact
+
+    if job.segmentation is not None or job.gates is not None:
+        raise BrigesError(
+            'the compact model brings its own segmentation encoder and gates; '
+            '--segmentation and --gates go with a published depth network'
+        )
+    source = next((f / OURS for f in model_folders() if (f / OURS / WEIGHTS).is_file()), None)
     if source is None:
         raise BrigesError(
-            f'no {model}/{WEIGHTS} in {", ".join(map(str, model_folders()))}; '
+            f'no {OURS}/{WEIGHTS} in {", ".join(map(str, model_folders()))}; '
             'it comes with the source checkout'
         )
-    folder = output or (checkout_models() or user_models()) / model
-    start = time.monotonic()
-    with Console(stderr=True).status(f'exporting {model} to {folder}'):
-        try:
-            compose_compact(source, folder)
-        except OSError as error:
-            raise BrigesError(
-                f'{folder} cannot be written ({error.strerror}); give another folder with -o'
-            ) from error
-    print(f'{folder}: exported in {time.monotonic() - start:.0f} s')
+    folder = job.output or (checkout_models() or user_models()) / OURS
+    with Console(stderr=True).status(f'exporting {OURS} to {folder}'):
+        return compose_compact(source, folder, job.gate, job.tau_cross, job.tau_self)
+
+
+def _published(job: ExportJob) -> Path:
+    from briges_ros.network.export import PublishedPair, export_bundle, open_pair
+    from briges_ros.network.gate import AttentionTemperature
+
+    if job.gate is not None:
+        raise BrigesError('--gate is for the compact model; a published pair takes --gates FILE')
+    try:
+        temperature = AttentionTemperature(job.tau_cross, job.tau_self)
+    except ValueError as error:
+        raise BrigesError(str(error)) from error
+    pair = PublishedPair(job.model, job.segmentation, job.gates, job.accept_noncommercial)
+    if job.gates is None and temperature != AttentionTemperature():
+        raise BrigesError('an attention temperature needs gates: --segmentation and --gates')
+    network, info = open_pair(pair)
+    folder = job.output or user_models() / info.name
+    with Console(stderr=True).status(f'exporting {info.name} to {folder}'):
+        return export_bundle(network, folder, info, temperature)

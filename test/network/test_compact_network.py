@@ -8,14 +8,36 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
+from briges_ros import DepthPipeline
+from briges_ros.cli import export
+from briges_ros.cli.export import ExportJob
 from briges_ros.errors import BrigesError
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.network import dinov2, dinov2_weights
-from briges_ros.network.compact import CompactDepth, load_compact, save_trained
-from briges_ros.network.compose import WEIGHTS, compose_compact, skeleton_file
+from briges_ros.inference.engine import BACKENDS, open_engine
+from briges_ros.inference.preprocess import prepare
+from briges_ros.inference.selfcheck import TOLERANCE, check_engine
+from briges_ros.network import dinov2, dinov2_weights, segmentation
+from briges_ros.network.briges import Briges
+from briges_ros.network.compact import (
+    CompactDepth,
+    load_compact,
+    load_compact_briges,
+    save_trained,
+)
+from briges_ros.network.compose import (
+    GATE,
+    SEGMENTATION,
+    SEGMENTATION_INPUT,
+    WEIGHTS,
+    compose_compact,
+    skeleton_file,
+)
 from briges_ros.network.dpt import DptDecoder
-from briges_ros.network.skeleton import write_skeletons
+from briges_ros.network.gate import AttentionTemperature, LightGate
+from briges_ros.network.segmentation import CompactSegmentation
+from briges_ros.network.skeleton import write_selfchecks, write_skeletons
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,40 +99,178 @@ def test_the_decoder_takes_any_grid(h, w):
     assert decoder(levels).shape == (2, 1, 8 * h, 8 * w)
 
 
+LEVELS = (1, 3)
+
+
+def save_gates(gates: nn.ModuleDict, folder: Path) -> None:
+    save_trained(nn.ModuleDict({'gates': gates}).state_dict(), folder / GATE, {})
+
+
 @pytest.fixture(scope='module')
 def source(tmp_path_factory, weights):
-    """What ships of a model, with random weights and adapters that do something."""
+    """What ships of a model with gates: random weights, and a gate that changes a lot.
+
+    The skeletons are written before, from weights of which many are equal (zero biases, gates that
+    are still closed): they must serve any weights.
+    """
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp('source')
-    model = CompactDepth()
-    with torch.no_grad():
-        for adapter in model.adapters:
-            adapter.normal_(std=0.02)
-    save_trained(dict(model.trained_parameters()), folder / WEIGHTS, {})
+    depth, encoder = CompactDepth(), CompactSegmentation().fuse()
+    gates = nn.ModuleDict({str(level): LightGate(384) for level in LEVELS})
+    for parameter in [*encoder.parameters(), *depth.decoder.parameters(), *gates.parameters()]:
+        if parameter.ndim == 1:
+            nn.init.zeros_(parameter)
+    save_trained(dict(depth.trained_parameters()), folder / WEIGHTS, {})
+    save_trained(encoder.state_dict(), folder / SEGMENTATION, {})
+    save_gates(gates, folder)
     write_skeletons(folder)
+    with torch.no_grad():
+        for adapter in depth.adapters:
+            adapter.normal_(std=0.02)
+        for module in (*encoder.modules(), *depth.decoder.modules(), *gates.modules()):
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                module.reset_parameters()
+            elif isinstance(module, nn.LayerNorm):
+                module.weight.normal_(1.0, 0.2)
+                module.bias.normal_(std=0.2)
+        for name, parameter in gates.named_parameters():
+            if 'query' in name:
+                parameter *= 8  # attention that is sharp, so that a temperature matters
+            elif 'expand.2' in name:
+                parameter *= 16  # an error of bf16 cannot hide the gate
+    save_trained(dict(depth.trained_parameters()), folder / WEIGHTS, {})
+    save_trained(encoder.state_dict(), folder / SEGMENTATION, {})
+    save_gates(gates, folder)
+    write_selfchecks(folder)
     return folder
 
 
-def test_a_composed_bundle_says_what_torch_says_at_every_size(source, tmp_path):
-    folder = compose_compact(source, tmp_path / 'bundle')
+@pytest.fixture(scope='module')
+def network(source) -> Briges:
+    return load_compact_briges(source)
+
+
+@pytest.fixture(scope='module')
+def gated(source, tmp_path_factory) -> ModelBundle:
+    return ModelBundle.load(compose_compact(source, tmp_path_factory.mktemp('gated')))
+
+
+@pytest.fixture(scope='module')
+def plain(source, tmp_path_factory) -> ModelBundle:
+    return ModelBundle.load(compose_compact(source, tmp_path_factory.mktemp('plain'), 'none'))
+
+
+IMAGE_SIZES = [(480, 640), (375, 1242), (57, 33), (3, 700)]
+
+
+def picture(size: tuple[int, int]) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.abs(ours).max())
+
+
+def in_torch(network: Briges, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
+    with torch.no_grad():
+        return network(*map(torch.from_numpy, inputs))[0, 0].numpy()
+
+
+def limit(precision: str) -> float:
+    return 1e-4 if precision == 'fp32' else TOLERANCE[precision]
+
+
+@pytest.mark.parametrize('backend', sorted(BACKENDS))
+def test_a_gated_bundle_says_what_torch_says_at_every_size(gated, plain, network, backend):
+    pytest.importorskip(backend, reason=f'{backend} is not installed')
+    assert gated.gate == 'light' and set(gated.graphs) > set(plain.graphs)
+    engine = open_engine(gated, backend)
+    baseline = open_engine(plain, backend)
+    assert check_engine(engine, gated).relative_error < limit(engine.precision)
+    for size in IMAGE_SIZES:
+        inputs = prepare(picture(size), gated, token_budget=300)
+        result = engine.infer(*inputs)
+        assert relative_error(in_torch(network, inputs), result) < limit(engine.precision)
+        assert relative_error(result, baseline.infer(inputs[0])) > 0.1  # the gate is not idle
+
+
+@pytest.mark.parametrize('backend', sorted(BACKENDS))
+def test_gate_none_is_the_plain_network(source, plain, backend):
+    pytest.importorskip(backend, reason=f'{backend} is not installed')
+    assert plain.gate == 'none' and plain.segmentation_input is None
     reference = load_compact(source / WEIGHTS)
-    encoder = onnxruntime.InferenceSession(str(folder / 'depth_encoder.onnx'))
-    decoder = onnxruntime.InferenceSession(str(folder / 'gate_decoder.onnx'))
-    names = [value.name for value in decoder.get_inputs()]
-    for size in [(252, 336), (182, 616), (70, 56)]:
-        image = np.random.default_rng(0).normal(size=(1, 3, *size)).astype(np.float32)
-        levels = encoder.run(None, {'image': image})
-        (theirs,) = decoder.run(None, dict(zip(names, levels, strict=True)))
+    engine = open_engine(plain, backend)
+    assert check_engine(engine, plain).relative_error < limit(engine.precision)
+    for size in IMAGE_SIZES:
+        (image,) = prepare(picture(size), plain, token_budget=300)
         with torch.no_grad():
-            ours = reference(torch.from_numpy(image)).numpy()
-        assert np.abs(theirs[:, 0] - ours).max() < 1e-3 * ours.std()
-    assert ModelBundle.load(folder).gate == 'none'
+            ours = reference(torch.from_numpy(image))[0].numpy()
+        assert relative_error(ours, engine.infer(image)) < limit(engine.precision)
+
+
+def test_a_source_without_gates_gives_the_same_plain_bundle(source, plain, tmp_path):
+    old = tmp_path / 'old'
+    shutil.copytree(source, old)
+    for path in [old / GATE, old / SEGMENTATION, *old.glob('*light*'), *old.glob('segm*')]:
+        path.unlink(missing_ok=True)
+    bundle = ModelBundle.load(compose_compact(old, tmp_path / 'bundle'))
+    assert (bundle.folder / 'model.json').read_text() == (plain.folder / 'model.json').read_text()
+
+
+def test_the_temperature_folded_in_is_that_of_torch(source, gated, network, tmp_path):
+    folder = compose_compact(source, tmp_path / 'bundle', tau_cross=3.0, tau_self=1.5)
+    bundle = ModelBundle.load(folder)
+    assert (bundle.tau_cross, bundle.tau_self) == (3.0, 1.5)
+    engine, untempered = open_engine(bundle, 'onnxruntime'), open_engine(gated, 'onnxruntime')
+    assert check_engine(engine, bundle).relative_error < 1e-4  # its reference is tempered too
+    inputs = prepare(picture((375, 1242)), bundle)
+    result = engine.infer(*inputs)
+    try:
+        network.set_temperature(AttentionTemperature(3.0, 1.5))
+        reference = in_torch(network, inputs)
+        network.set_temperature(AttentionTemperature(3.0, 1.0))
+        cross_alone = in_torch(network, inputs)
+    finally:
+        network.set_temperature(AttentionTemperature())
+    assert relative_error(reference, result) < 1e-4
+    assert relative_error(cross_alone, result) > 1e-3  # both count, and by so much
+    assert relative_error(untempered.infer(*inputs), result) > 1e-3
+
+
+def test_a_gated_bundle_goes_through_the_pipeline(gated, plain):
+    pipeline = DepthPipeline.load(gated.folder, 'onnxruntime')
+    image = picture((123, 457))
+    frame = pipeline(image)
+    assert frame.relative.shape == (123, 457) and np.isfinite(frame.relative).all()
+    np.testing.assert_array_equal(frame.relative, pipeline(image).relative)
+    other = DepthPipeline.load(plain.folder, 'onnxruntime')(image)
+    assert relative_error(frame.relative, other.relative) > 0.1
+
+
+def test_an_engine_with_a_gate_needs_the_segmentation_input(gated):
+    engine = open_engine(gated, 'onnxruntime')
+    with pytest.raises(ValueError, match='goes with a gate'):
+        engine.infer(prepare(picture((60, 80)), gated)[0])
+
+
+def test_the_composer_knows_the_segmentation_encoder():
+    assert SEGMENTATION_INPUT.patch == segmentation.STRIDE
+    assert SEGMENTATION_INPUT.mean == segmentation.MEAN
+    assert SEGMENTATION_INPUT.std == segmentation.STD
 
 
 def test_what_ships_is_small_and_names_no_folder_of_the_machine(source):
-    assert (source / WEIGHTS).stat().st_size < 10e6
-    for graph in ('depth_encoder', 'gate_decoder'):
-        content = (source / skeleton_file(graph)).read_bytes()
+    assert sum(path.stat().st_size for path in source.iterdir()) < 30e6
+    skeletons = sorted(path.name for path in source.glob('*.skeleton.onnx'))
+    assert skeletons == [
+        'depth_encoder.skeleton.onnx',
+        'gate_decoder.light.skeleton.onnx',
+        'gate_decoder.skeleton.onnx',
+        'segmentation_encoder.skeleton.onnx',
+    ]
+    for name in skeletons:
+        content = (source / name).read_bytes()
         assert len(content) < 200e3
         assert str(ROOT).encode() not in content
 
@@ -125,17 +285,66 @@ def test_parts_that_do_not_fit_are_refused_and_leave_no_bundle(source, tmp_path)
     assert not (tmp_path / 'bundle' / 'model.json').exists()
 
 
-@pytest.mark.parametrize('name', [WEIGHTS, 'selfcheck.npz', 'gate_decoder.skeleton.onnx'])
+def test_a_gate_on_a_level_that_the_graph_has_none_for_is_refused(source, tmp_path):
+    other = tmp_path / 'other'
+    shutil.copytree(source, other)
+    levels = {str(level): LightGate(384) for level in (*LEVELS, 2)}
+    save_gates(nn.ModuleDict(levels), other)
+    with pytest.raises(BrigesError, match=r'no place for gates\.2\.'):
+        compose_compact(other, tmp_path / 'bundle')
+    assert not (tmp_path / 'bundle' / 'model.json').exists()
+
+
+PARTS = [WEIGHTS, SEGMENTATION, GATE, 'selfcheck.light.npz', 'gate_decoder.light.skeleton.onnx']
+
+
+@pytest.mark.parametrize('name', [*PARTS, 'segmentation_encoder.skeleton.onnx'])
 def test_a_missing_part_is_named(source, tmp_path, name):
     partial = tmp_path / 'partial'
     shutil.copytree(source, partial)
     (partial / name).unlink()
     with pytest.raises(BrigesError, match=name):
-        compose_compact(partial, tmp_path / 'bundle')
+        compose_compact(partial, tmp_path / 'bundle', 'light')
+
+
+def test_half_a_file_of_weights_is_refused(source, tmp_path):
+    broken = tmp_path / 'broken'
+    shutil.copytree(source, broken)
+    (broken / GATE).write_bytes((source / GATE).read_bytes()[:1000])
+    with pytest.raises(BrigesError, match=r'gate\.safetensors is no whole'):
+        compose_compact(broken, tmp_path / 'bundle')
+
+
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        (('heavy', 1.0, 1.0), "unknown gate 'heavy'"),
+        (('none', 3.0, 1.0), 'needs a gate'),
+        (('light', 0.0, 1.0), 'must be positive'),
+        (('light', 1.0, float('nan')), 'must be positive'),
+    ],
+)
+def test_impossible_settings_are_refused(source, tmp_path, settings, words):
+    with pytest.raises(BrigesError, match=words):
+        compose_compact(source, tmp_path, *settings)
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_of_another_network_are_refused(tmp_path, weights):
     path = tmp_path / 'weights.safetensors'
     save_trained({'decoder.head.0.bias': torch.zeros(32)}, path, {})
-    with pytest.raises(RuntimeError, match='lacks'):
+    with pytest.raises(BrigesError, match=r'decoder\.fusion\S* is missing in the file'):
         load_compact(path)
+
+
+def test_the_export_command_passes_its_options_on(source, gated, tmp_path, monkeypatch, capsys):
+    shutil.copytree(source, tmp_path / 'models' / 'compact')
+    monkeypatch.setenv('BRIGES_MODELS', str(tmp_path / 'models'))
+    export.run(ExportJob('compact', tmp_path / 'a', gate='light', tau_cross=2.0))
+    bundle = ModelBundle.load(tmp_path / 'a')
+    assert (bundle.gate, bundle.tau_cross, bundle.tau_self) == ('light', 2.0, 1.0)
+    export.run(ExportJob('compact', tmp_path / 'a'))
+    again = ModelBundle.load(tmp_path / 'a')
+    assert again.graphs.keys() == gated.graphs.keys() and again.tau_cross == 1.0
+    assert again.sha256 == gated.sha256
+    assert 'exported' in capsys.readouterr().out
