@@ -35,24 +35,42 @@ def random_view(
         image (height, width, 3) uint8 RGB and inverse depth (height * 8 / 14, width * 8 / 14)
         float32 in 1/m, NaN unknown.
     """
-    rows, cols = sample.inverse.shape
     out_w, out_h = width // 14 * OUTPUT_STEP, height // 14 * OUTPUT_STEP
     if rng is None:
         image, inverse = sample.image, sample.inverse
     else:
-        aspect = width / height * np.exp(rng.uniform(-0.08, 0.08))
-        side = rng.uniform(smallest_crop, 1.0)
-        crop_w = int(min(cols, rows * aspect) * side)
-        crop_h = int(min(rows, crop_w / aspect))
-        x, y = rng.integers(0, cols - crop_w + 1), rng.integers(0, rows - crop_h + 1)
-        image = sample.image[y : y + crop_h, x : x + crop_w]
-        inverse = sample.inverse[y : y + crop_h, x : x + crop_w]
-        if rng.random() < 0.5:
-            image, inverse = image[:, ::-1], inverse[:, ::-1]
-    image = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=cv2.INTER_AREA)
+        image, inverse = random_crop(sample, width / height, smallest_crop, rng)
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     if rng is not None:
         image = random_light(image, rng)
-    return image, shrink_inverse(np.ascontiguousarray(inverse), out_w, out_h)
+    return image, shrink_inverse(inverse, out_w, out_h)
+
+
+def random_crop(
+    sample: Sample, aspect: float, smallest: float, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """A random part of a frame, mirrored half of the time.
+
+    Args:
+        sample: the frame.
+        aspect: width over height of the part, which varies by 8 %.
+        smallest: side of the smallest part, relative to the largest that fits.
+        rng: of everything random.
+
+    Returns:
+        image (h, w, 3) uint8 and inverse depth (h, w), both at the frame's resolution.
+    """
+    rows, cols = sample.inverse.shape
+    aspect = aspect * float(np.exp(rng.uniform(-0.08, 0.08)))
+    side = rng.uniform(smallest, 1.0)
+    width = int(min(cols, rows * aspect) * side)
+    height = int(min(rows, width / aspect))
+    x, y = int(rng.integers(0, cols - width + 1)), int(rng.integers(0, rows - height + 1))
+    image = sample.image[y : y + height, x : x + width]
+    inverse = sample.inverse[y : y + height, x : x + width]
+    if rng.random() < 0.5:
+        image, inverse = image[:, ::-1], inverse[:, ::-1]
+    return np.ascontiguousarray(image), np.ascontiguousarray(inverse)
 
 
 def shrink_inverse(inverse: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:

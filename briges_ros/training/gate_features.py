@@ -30,7 +30,7 @@ from briges_ros.errors import BrigesError
 from briges_ros.inference.bundle import SegmentationInput
 from briges_ros.inference.preprocess import IMAGENET_MEAN, IMAGENET_STD, network_input
 from briges_ros.network.briges import LEVELS, Briges, state_sha256
-from briges_ros.training.augment import paste_objects, random_light, shrink_inverse
+from briges_ros.training.augment import paste_objects, random_crop, random_light, shrink_inverse
 from briges_ros.training.datasets import Dataset, Sample
 from briges_ros.training.gate_config import PATCH
 
@@ -192,33 +192,6 @@ class ViewSource:
         """(B, 3, Hs, Ws) on any device -> one map on ours."""
         assert self.network.segmentation_encoder is not None
         return self.network.segmentation_encoder(image.to(self.device))
-
-
-def random_crop(
-    sample: Sample, aspect: float, smallest: float, rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """A random part of a frame, mirrored half of the time.
-
-    Args:
-        sample: the frame.
-        aspect: width over height of the part, which varies by 8 %.
-        smallest: side of the smallest part, relative to the largest that fits.
-        rng: of everything random.
-
-    Returns:
-        image (h, w, 3) uint8 and inverse depth (h, w), both at the frame's resolution.
-    """
-    rows, cols = sample.inverse.shape
-    aspect = aspect * float(np.exp(rng.uniform(-0.08, 0.08)))
-    side = rng.uniform(smallest, 1.0)
-    width = int(min(cols, rows * aspect) * side)
-    height = int(min(rows, width / aspect))
-    x, y = int(rng.integers(0, cols - width + 1)), int(rng.integers(0, rows - height + 1))
-    image = sample.image[y : y + height, x : x + width]
-    inverse = sample.inverse[y : y + height, x : x + width]
-    if rng.random() < 0.5:
-        image, inverse = image[:, ::-1], inverse[:, ::-1]
-    return np.ascontiguousarray(image), np.ascontiguousarray(inverse)
 
 
 class LiveViews:
