@@ -499,7 +499,19 @@ def test_numbers_without_a_point_are_numbers(tmp_path):
 @pytest.mark.parametrize('path', sorted((ROOT / 'config' / 'training').glob('gate_*.yaml')))
 def test_the_experiments_that_ship_can_be_read(path):
     config = read_config(GateConfig, path)
-    assert config.lr == 5e-5 and config.weight_decay == 1e-5 and config.clip == 1.0
+    assert config.weight_decay == 1e-5 and config.clip == 1.0 and config.constant == 0.7
+    if config.gate == 'paper':
+        assert config.lr == 5e-5 and config.loss.gradient_weight == 2.0
+
+
+def test_the_ablations_differ_in_nothing_but_what_they_ablate():
+    folder = ROOT / 'config' / 'training'
+    gate, blank, decoder = (
+        read_config(GateConfig, folder / f'gate_compact{name}.yaml')
+        for name in ('', '_blank', '_decoder')
+    )
+    assert replace(blank, segmentation_features='right') == gate
+    assert replace(decoder, train='gates', levels=gate.levels) == gate
 
 
 def test_the_rate_is_constant_and_then_goes_to_zero():
