@@ -225,10 +225,14 @@ def train(
 ) -> None:
     """Train one of our networks; interrupted at any moment, the same command goes on.
 
-    compact: the depth model, about an hour on two CPU cores. segmentation: the small
-    segmentation encoder, distilled (--teacher). gate: the Bridging Gates between two
-    frozen encoders (--config config/training/gate_compact.yaml); docs/training.md says more.
-    Writes what ships to WORK/release.
+    compact: the depth network; an hour a round on two CPU cores.
+
+    segmentation: the small segmentation encoder, distilled from a teacher (--teacher).
+
+    gate: the Bridging Gates between two frozen encoders (--config
+    config/training/gate_compact.yaml).
+
+    Writes what ships to WORK/release. docs/training.md says more.
     """
     from briges_ros.cli.train import run
 
