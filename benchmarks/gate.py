@@ -43,6 +43,7 @@ from briges_ros.training.gate_network import load_gates, open_network
 CONFIGS = Path(__file__).parents[1] / 'config' / 'training'
 TOKENS = 588
 TAUS = (1.5, 2.0, 3.0, 5.0)
+TRAINED_ON = {'d13_kitticity'}  # single frames that are also frames of the drive's training part
 TIMED = 15  # runs of each part, of which the median counts
 
 
@@ -158,7 +159,8 @@ def single_frames(data: Path) -> Iterator[Frame]:
     frames = SingleFrames(data / 'frames')
     for index in range(len(frames)):
         frame = frames[index]
-        yield Frame(frame.image, frame.depth, PROTOCOLS[f'frames-{frame.kind}'])
+        if frame.name not in TRAINED_ON:
+            yield Frame(frame.image, frame.depth, PROTOCOLS[f'frames-{frame.kind}'])
 
 
 SETS = {
@@ -238,17 +240,28 @@ def main() -> None:
         results = score(rows, gated, frames, name)
         block = frames[0].protocol.block
         table = Table(title=f'{name}, {len(frames)} frames, affine-invariant, torch float32')
-        for title in ('network', 'AbsRel', 'to frozen', 'change', 'delta1', 'extra M', 'ms'):
+        for title in (
+            'network',
+            'AbsRel',
+            'to frozen',
+            'minus frozen',
+            'gate minus it',
+            'delta1',
+            'extra M',
+            'ms',
+        ):
             table.add_column(title)
         for number, row in enumerate(rows):
             abs_rel, delta1 = (mean_interval(results[number, :, i], block) for i in (0, 1))
             change = paired_difference(results[number, :, 0], results[0, :, 0], block)
+            gain = paired_difference(results[1, :, 0], results[number, :, 0], block)
             ratio = abs_rel.mean / float(np.nanmean(results[0, :, 0]))
             table.add_row(
                 row.name,
                 interval(abs_rel),
                 f'{ratio:.3f} x',
                 interval(change, '+.4f'),
+                interval(gain, '+.4f'),
                 interval(delta1),
                 f'{row.parameters / 1e6:.1f}',
                 f'{times[number]:.0f}',
@@ -260,6 +273,8 @@ def main() -> None:
                     'abs_rel': asdict(abs_rel),
                     'abs_rel_to_frozen': ratio,
                     'abs_rel_change': asdict(change),
+                    'gate_minus_this': asdict(gain),
+                    'abs_rel_by_frame': results[number, :, 0].tolist(),
                     'delta1': asdict(delta1),
                     'extra_parameters': row.parameters,
                     'trained_parameters': row.trained,
