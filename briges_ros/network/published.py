@@ -227,6 +227,12 @@ def open_published(
             )
     files = _weights(folder)
     digests = {file.name: file_sha256(file) for file in files}
+    downloaded = str(name_or_folder) in CATALOGUE
+    if downloaded and entry is not None and entry.sha256 not in (None, *digests.values()):
+        raise BrigesError(
+            f'{folder} has weights with sha256 {", ".join(digests.values())}, and {entry.name} has '
+            f'{entry.sha256}; delete that folder and download it again, from the hub itself'
+        )
     source = {'name': folder.resolve().name}  # not its path: a bundle names no folder of a machine
     if entry is None:
         entry = next((e for e in ENTRIES if e.sha256 in digests.values()), None)

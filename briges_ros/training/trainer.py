@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from briges_ros.errors import BrigesError
 from briges_ros.evaluation.metrics import affine_invariant_depth, depth_metrics
 from briges_ros.network.compact import CompactDepth, load_compact, save_trained
 from briges_ros.training.checkpoint import (
@@ -199,6 +200,14 @@ class Trainer:
             self.config.gradient_weight if views.sharp else 0.0,
             self.config.ratio_weight,
         )
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            names = ', '.join(f'{views.group.name} {frame}' for frame in frames)
+            raise BrigesError(
+                f'the loss is {value} at step {self.step + 1}, from frames {names}; '
+                f'{self._checkpoint}, if it is there, is the last good state: look at these '
+                'frames, or lower the learning rates'
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.config.clip)
@@ -209,7 +218,7 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 self.ema[name].lerp_(parameter, 1.0 - decay)
-        return float(loss.detach())
+        return value
 
     @torch.no_grad()
     def score(self, every: int = 1) -> Score:

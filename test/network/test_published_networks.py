@@ -520,3 +520,13 @@ def test_a_hub_out_of_reach_says_what_to_do(hub, monkeypatch):
     assert len(line.splitlines()) == 1
     assert 'somebody/tiny cannot be downloaded' in line
     assert 'give their folder' in line and 'HF_ENDPOINT' in line
+
+
+def test_a_download_that_is_not_what_was_pinned_is_refused(depth_folder, monkeypatch):
+    pinned = Entry('pinned', 'somebody/network', 40 * 'a', 64 * '0')
+    monkeypatch.setitem(CATALOGUE, 'pinned', pinned)
+    monkeypatch.setattr(published, '_download', lambda entry: depth_folder)
+    with pytest.raises(BrigesError, match='and pinned has 0000'):
+        open_published('pinned', report=lambda line: None)
+    monkeypatch.setitem(CATALOGUE, 'pinned', Entry('pinned', 'somebody/network', 40 * 'a', None))
+    assert open_published('pinned', report=lambda line: None).sources[0]['name'] == 'pinned'

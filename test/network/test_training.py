@@ -184,6 +184,26 @@ def test_a_killed_training_resumes_to_the_same_weights(tiny_data, tmp_path, monk
         Trainer(other, tiny_data, tmp_path / 'killed', 'cpu')
 
 
+def test_a_loss_that_is_no_number_names_its_frames_and_keeps_the_checkpoint(
+    tiny_data, tmp_path, monkeypatch
+):
+    try:
+        dinov2_weights.weights_path()
+    except BrigesError as error:
+        pytest.skip(str(error))
+    config = TrainConfig(views=1, batch=1, epochs=1, checkpoint_steps=1)
+    trainer = Trainer(config, tiny_data, tmp_path / 'work', 'cpu')
+    forward = trainer.model.from_trunk
+
+    def broken(*arguments):
+        return forward(*arguments) * (torch.nan if trainer.step == 1 else 1.0)
+
+    monkeypatch.setattr(trainer.model, 'from_trunk', broken)
+    with pytest.raises(BrigesError, match=r'the loss is nan at step 2, from frames \S+ \d'):
+        trainer.train()
+    assert Trainer(config, tiny_data, tmp_path / 'work', 'cpu').step == 1
+
+
 def test_a_folder_without_frames_is_refused(tmp_path):
     with pytest.raises(BrigesError, match='holds no frames'):
         NyuV2(tmp_path, 'train')
