@@ -47,7 +47,7 @@ def run(
     if target not in TARGETS:
         raise BrigesError(f'unknown target {target!r}; there are: {", ".join(TARGETS)}')
     # Each experiment has a folder of its own.
-    name = f'{target}-{config.stem}' if config is not None and target == 'gate' else target
+    name = target if config is None else f'{target}-{config.stem}'
     job = TrainJob(data, work or Path('runs') / name, config, device, accept_noncommercial, teacher)
     try:
         TARGETS[target](job)
