@@ -55,6 +55,11 @@ def run(
         raise BrigesError(
             f'training needs {error.name}; run: pip install "briges_ros[train]"'
         ) from error
+    except OSError as error:
+        raise BrigesError(
+            f'{error.filename or job.work}: {error.strerror or error}; what was done is kept: mend '
+            'it (or give another --work), and the same command goes on'
+        ) from error
 
 
 def _compact(job: TrainJob) -> None:

@@ -19,7 +19,7 @@ import torch
 from briges_ros.errors import BrigesError
 from briges_ros.inference.bundle import FORMAT, SegmentationInput, file_sha256
 from briges_ros.inference.preprocess import IMAGENET_MEAN, IMAGENET_STD, network_input
-from briges_ros.network.briges import Briges
+from briges_ros.network.briges import LEVELS, Briges
 from briges_ros.network.checkpoints import load_tensors, read_tensors
 from briges_ros.network.depth_anything import DepthAnything
 from briges_ros.network.gate import AttentionTemperature, LightGate, PaperGate
@@ -258,7 +258,7 @@ def open_pair(pair: PublishedPair) -> tuple[Briges, BundleInfo]:
             sources=depth.sources,
         )
     tensors = read_tensors(pair.gates)
-    levels = sorted({int(name.split('.')[1]) for name in tensors if name.startswith('gates.')})
+    levels = [i for i in range(LEVELS) if any(name.startswith(f'gates.{i}.') for name in tensors)]
     if not levels:
         raise BrigesError(f'{pair.gates} holds no gate: there is no tensor named gates.LEVEL...')
     paper = not any('.reduce.' in name for name in tensors)
@@ -268,6 +268,11 @@ def open_pair(pair: PublishedPair) -> tuple[Briges, BundleInfo]:
     sam = segmentation.network
     if isinstance(sam, DepthAnything):
         raise BrigesError(f'{pair.segmentation} is a depth network; give a SAM or SAM 2.1')
+    if paper and sam.channels != encoder.width:
+        raise BrigesError(
+            f"{pair.gates} holds the paper's gates, which need encoders of one width: {depth.name} "
+            f'has {encoder.width}, {segmentation.name} {sam.channels}'
+        )
     gates: dict[int, torch.nn.Module] = {
         level: PaperGate(encoder.width) if paper else LightGate(encoder.width, sam.channels)
         for level in levels

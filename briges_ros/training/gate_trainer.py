@@ -202,7 +202,9 @@ class GateTrainer:
         if self.device.type != 'cuda':
             self.console.print(f'precision: amp is for CUDA; fp32 on {self.device.type}')
             return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # Older GPUs emulate it, slowly; they do have fast float16.
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float16
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._amp is None:

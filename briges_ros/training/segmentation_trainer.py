@@ -42,6 +42,7 @@ from briges_ros.training.checkpoint import (
     warm_cosine,
 )
 from briges_ros.training.datasets import NyuV2
+from briges_ros.training.world import choose_device
 
 CLASSES = 40
 TRUNK = PackagedWeights(
@@ -129,7 +130,7 @@ class SegmentationTrainer:
         self.config = config
         self.work = work
         self.console = Console()
-        self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        self.device = choose_device(device)
         self.frames = NyuV2(data / 'nyuv2', 'train')
         self.held_out = NyuV2(data / 'nyuv2', 'held_out')
         work.mkdir(parents=True, exist_ok=True)

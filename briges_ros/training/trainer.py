@@ -27,6 +27,7 @@ from briges_ros.training.checkpoint import (
 from briges_ros.training.datasets import Dataset, KittiDrive, NyuV2
 from briges_ros.training.feature_cache import CachedViews, ViewGroup, cached_views
 from briges_ros.training.losses import depth_loss
+from briges_ros.training.world import choose_device
 
 NYU_RANGE_M = (1e-3, 10.0)
 
@@ -91,7 +92,7 @@ class Trainer:
         self.config = config
         self.work = work
         self.console = Console()
-        self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        self.device = choose_device(device)
         torch.manual_seed(config.seed)
         model = load_compact(Path(config.start)) if config.start else CompactDepth()
         self.model = model.to(self.device)

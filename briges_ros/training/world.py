@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from briges_ros.errors import BrigesError
+
 
 @dataclass(frozen=True)
 class World:
@@ -51,12 +53,24 @@ def join_world(device: torch.device) -> World:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name; default: CUDA if there is one, under torchrun one for each rank."""
+    """The device of that name; default: CUDA if there is one, under torchrun one for each rank.
+
+    Raises:
+        BrigesError: torch has no such device here.
+    """
     if name is None:
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
     if name == 'cuda' and 'LOCAL_RANK' in os.environ:
         name = f'cuda:{os.environ["LOCAL_RANK"]}'
-    device = torch.device(name)
-    if device.type == 'cuda':
-        torch.cuda.set_device(device)
+    try:
+        device = torch.device(name)
+        if device.type == 'cuda':
+            torch.cuda.set_device(device)
+        torch.zeros(1, device=device)
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:
+        reason = str(error).splitlines()[0]
+        raise BrigesError(f'no device {name!r} here ({reason}); give --device cpu') from error
     return device

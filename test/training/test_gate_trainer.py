@@ -531,6 +531,14 @@ def test_the_command_names_its_targets_and_wants_an_experiment(tmp_path):
         run('gate', tmp_path, None, None, None, False, None)
 
 
+def test_a_device_or_a_work_folder_that_is_not_there_is_said_in_one_line(data, tmp_path):
+    with pytest.raises(BrigesError, match="no device 'teapot'"):
+        GateTrainer(CONFIG, tiny_network(), data, tmp_path / 'work', 'teapot')
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(BrigesError, match='the same command goes on'):
+        run('segmentation', data, tmp_path / 'file' / 'work', None, 'cpu', False, None)
+
+
 def kill_myself(*_arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 
