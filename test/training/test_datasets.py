@@ -17,6 +17,7 @@ from briges_ros.training.augment import cut_objects, paste_objects
 from briges_ros.training.datasets import DATASETS, Sample, open_dataset
 
 H, W = 6, 8
+NO_H5PY = 'Hypersim is read with h5py, which is not installed: make test brings it'
 GREY = np.full((H, W, 3), 128, np.uint8)
 
 
@@ -35,7 +36,7 @@ def write_npy(path: Path, array: np.ndarray) -> Path:
 
 
 def write_hdf5(path: Path, array: np.ndarray) -> Path:
-    h5py = pytest.importorskip('h5py')
+    h5py = pytest.importorskip('h5py', reason=NO_H5PY)
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, 'w') as file:
         file['dataset'] = array
@@ -361,7 +362,7 @@ def test_the_parts_of_a_kitti_drive_are_named(tmp_path):
 
 @pytest.fixture
 def hypersim(tmp_path: Path) -> Path:
-    pytest.importorskip('h5py')
+    pytest.importorskip('h5py', reason=NO_H5PY)
     distance = np.full((H, W), 2.0, np.float16)
     distance[0, 1] = np.nan
     for scene in ('ai_001_001', 'ai_001_002'):
@@ -424,7 +425,7 @@ def test_hypersims_own_split(hypersim):
 
 
 def test_broken_hdf5_is_named(hypersim):
-    h5py = pytest.importorskip('h5py')
+    h5py = pytest.importorskip('h5py', reason=NO_H5PY)
     folder = hypersim / 'ai_001_001/images/scene_cam_00_geometry_hdf5'
     path = folder / 'frame.0003.depth_meters.hdf5'
     frames = open_dataset('hypersim', hypersim)
