@@ -1,4 +1,4 @@
-"""`briges export`: make a model bundle, of the compact model or of published networks."""
+"""`briges export`: make a model bundle, of the compact model, published networks, or your own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class ExportJob:
     """What the command line asks for.
 
     Attributes:
-        model: 'compact', or a published depth network: its name or folder.
+        model: 'compact', a published depth network (its name or folder), or a folder with what
+            our trainings released.
         output: folder of the bundle; None = the models folder of the checkout or the user.
         gate: compact: 'none' or 'light'; None = what the model has.
         segmentation: published segmentation encoder: its name or folder.
@@ -46,7 +47,7 @@ def run(job: ExportJob) -> None:
     """
     start = time.monotonic()
     try:
-        folder = _compact(job) if job.model == OURS else _published(job)
+        folder = _compact(job) if job.model == OURS else _from_torch(job)
     except ImportError as error:
         extra = 'export' if job.model == OURS else 'train'
         raise BrigesError(
@@ -79,20 +80,30 @@ def _compact(job: ExportJob) -> Path:
         return compose_compact(source, folder, job.gate, job.tau_cross, job.tau_self)
 
 
-def _published(job: ExportJob) -> Path:
-    from briges_ros.network.export import PublishedPair, export_bundle, open_pair
+def _from_torch(job: ExportJob) -> Path:
+    from briges_ros.network.compose import WEIGHTS
+    from briges_ros.network.export import PublishedPair, export_bundle, open_folder, open_pair
     from briges_ros.network.gate import AttentionTemperature
 
     if job.gate is not None:
-        raise BrigesError('--gate is for the compact model; a published pair takes --gates FILE')
+        raise BrigesError(
+            '--gate is for the compact model that ships; a published pair takes --gates FILE, and '
+            'your own folder has gates if gate.safetensors is in it'
+        )
     try:
         temperature = AttentionTemperature(job.tau_cross, job.tau_self)
     except ValueError as error:
         raise BrigesError(str(error)) from error
+    own = (Path(job.model) / WEIGHTS).is_file()
+    if own and (job.segmentation is not None or job.gates is not None):
+        raise BrigesError(
+            f'{job.model} is a compact model of your own: put segmentation.safetensors and '
+            'gate.safetensors into that folder instead of --segmentation and --gates'
+        )
     pair = PublishedPair(job.model, job.segmentation, job.gates, job.accept_noncommercial)
-    if job.gates is None and temperature != AttentionTemperature():
-        raise BrigesError('an attention temperature needs gates: --segmentation and --gates')
-    network, info = open_pair(pair)
+    network, info = open_folder(Path(job.model)) if own else open_pair(pair)
+    if not network.gates and temperature != AttentionTemperature():
+        raise BrigesError('an attention temperature needs gates, and this model has none')
     folder = job.output or user_models() / info.name
     with Console(stderr=True).status(f'exporting {info.name} to {folder}'):
         return export_bundle(network, folder, info, temperature)

@@ -136,8 +136,8 @@ def export(
     model: Annotated[
         str,
         typer.Argument(
-            help='compact, or a published depth network: its name (depth-anything-v2-small, ...) '
-            'or a folder with config.json and model.safetensors.'
+            help='compact, a published depth network by name (depth-anything-v2-small, ...), or a '
+            'folder: with config.json and model.safetensors, or with what briges train released.'
         ),
     ] = 'compact',
     output: Annotated[
@@ -145,8 +145,8 @@ def export(
         typer.Option(
             '--output',
             '-o',
-            help="Folder of the bundle. Default: models/NAME of the source checkout, or the user's "
-            'own models folder.',
+            help='Folder of the bundle. Default: NAME in ~/.local/share/briges_ros/models; for '
+            'compact: models/compact of the source checkout, if there is one.',
         ),
     ] = None,
     gate: Annotated[
@@ -172,7 +172,9 @@ def export(
     """Make a model bundle: ONNX graphs with a self-check.
 
     The compact model is composed in seconds, without torch. Published networks come from the
-    Hugging Face hub (their licence is shown first) or from a folder, and need torch.
+    Hugging Face hub (their licence is shown first) or from a folder, and need torch; so does a
+    compact model of your own, a folder with weights.safetensors (and for gates
+    segmentation.safetensors and gate.safetensors).
 
     Example: briges export depth-anything-v2-small -o models/dav2s
     """

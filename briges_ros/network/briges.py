@@ -10,9 +10,12 @@ trained and exported by the same code.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor, nn
 
+from briges_ros.errors import BrigesError
 from briges_ros.network.gate import AttentionTemperature, LightGate, PaperGate, set_temperature
 
 LEVELS = 4
@@ -121,3 +124,25 @@ def state_sha256(module: nn.Module) -> str:
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def check_trained_on(network: Briges, digests: Mapping[str, str], origin: Path) -> None:
+    """Refuse gates that were trained between other weights: they would run, and be wrong.
+
+    Args:
+        network: with the weights of its frozen parts.
+        digests: by frozen part, `state_sha256` when the gates were trained; parts that are not in
+            it are not checked.
+        origin: file of the gates, for the error.
+
+    Raises:
+        BrigesError: a part has other weights, or the network has no such part.
+    """
+    parts = network.frozen_parts()
+    for name, digest in digests.items():
+        ours = state_sha256(parts[name]) if name in parts else 'none'
+        if ours != digest:
+            raise BrigesError(
+                f'{origin} was trained with another {name} (sha256 {digest[:12]} then, '
+                f'{ours[:12]} here); give the weights it was trained with, or train it anew'
+            )

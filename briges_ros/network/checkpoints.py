@@ -6,11 +6,12 @@ would leave random weights in the network without a word, so it is refused.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -59,6 +60,30 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise BrigesError(f'{path} is no whole safetensors file ({error}); get it anew') from error
+
+
+def read_frozen(path: Path) -> dict[str, str]:
+    """Digests of the frozen parts that a file's tensors were trained beside.
+
+    Returns:
+        `briges_ros.network.briges.state_sha256` by part, as gate training wrote it into the
+        metadata of what it released; empty if the file says nothing of it.
+
+    Args:
+        path: a file that `read_tensors` takes.
+
+    Raises:
+        BrigesError: the metadata is broken.
+    """
+    with safe_open(path, 'pt') as file:
+        text = (file.metadata() or {}).get('frozen', '{}')
+    try:
+        frozen = json.loads(text)
+    except json.JSONDecodeError:
+        frozen = None
+    if not isinstance(frozen, dict) or not all(isinstance(d, str) for d in frozen.values()):
+        raise BrigesError(f'{path}: its metadata "frozen" is no table of digests; get it anew')
+    return frozen
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from briges_ros.errors import BrigesError
-from briges_ros.network.briges import LEVELS, Briges
-from briges_ros.network.checkpoints import load_checked, load_tensors, read_tensors
+from briges_ros.network.briges import LEVELS, Briges, check_trained_on
+from briges_ros.network.checkpoints import load_checked, load_tensors, read_frozen, read_tensors
 from briges_ros.network.compose import GATE, SEGMENTATION, WEIGHTS
 from briges_ros.network.dinov2 import load_dinov2
 from briges_ros.network.dinov2_weights import DEPTH, PATCH, WIDTH
@@ -86,12 +86,13 @@ def load_compact_briges(folder: Path) -> Briges:
             ``gate.safetensors`` if the model has gates.
 
     Raises:
-        BrigesError: a file is missing or does not fit its network.
+        BrigesError: a file is missing or does not fit its network, or the gates were trained
+            with others.
     """
     depth = load_compact(folder / WEIGHTS)
-    depth.encoder.merge_adapters()
     path = folder / GATE
     if not path.is_file():
+        depth.encoder.merge_adapters()
         return Briges(depth.encoder, depth.decoder).eval()
     segmentation = CompactSegmentation().fuse()
     load_checked(segmentation, folder / SEGMENTATION)
@@ -102,4 +103,6 @@ def load_compact_briges(folder: Path) -> Briges:
     gates: dict[int, nn.Module] = {level: LightGate(WIDTH) for level in levels}
     network = Briges(depth.encoder, depth.decoder, segmentation, gates)
     load_tensors(nn.ModuleDict({'gates': network.gates}), tensors, path)
+    check_trained_on(network, read_frozen(path), path)  # adapters were apart in training
+    depth.encoder.merge_adapters()
     return network.eval().requires_grad_(False)

@@ -123,7 +123,7 @@ def compose_compact(
     if source.resolve() != folder.resolve():
         shutil.copyfile(source / selfcheck, folder / selfcheck)
     description = _description(gate)
-    description['sources'] = [_DINOV2, *(_source(k, source / name) for k, name in weights.items())]
+    description['sources'] = [DINOV2, *(_source(k, source / name) for k, name in weights.items())]
     _write_description(folder, description, selfcheck)
     if tempered:
         _write_graph(
@@ -270,7 +270,7 @@ def fill(graph: onnx.ModelProto, tensors: Tensors) -> set[str]:
     return used
 
 
-_DINOV2 = {
+DINOV2 = {
     'name': 'DINOv2 ViT-S/14',
     'package': f'{dinov2_weights.WEIGHTS_PACKAGE}=={dinov2_weights.WEIGHTS_VERSION}',
     'file': dinov2_weights.WEIGHTS_FILE,

@@ -1,7 +1,7 @@
 """Export any BriGeS network to a model bundle: three ONNX graphs, a self-check, and provenance.
 
-The compact model does not come this way: it ships as graphs without weights and is composed without
-torch (`briges_ros.network.compose`).
+The compact model that ships does not come this way: it is composed without torch, from graphs
+without weights (`briges_ros.network.compose`). One that you have trained yourself does.
 """
 
 from __future__ import annotations
@@ -19,9 +19,19 @@ import torch
 from briges_ros.errors import BrigesError
 from briges_ros.inference.bundle import FORMAT, SegmentationInput, file_sha256
 from briges_ros.inference.preprocess import IMAGENET_MEAN, IMAGENET_STD, network_input
-from briges_ros.network.briges import LEVELS, Briges
-from briges_ros.network.checkpoints import load_tensors, read_tensors
-from briges_ros.network.depth_anything import DepthAnything
+from briges_ros.network.briges import LEVELS, Briges, check_trained_on
+from briges_ros.network.checkpoints import load_tensors, read_frozen, read_tensors
+from briges_ros.network.compact import load_compact_briges
+from briges_ros.network.compose import (
+    DEFAULT_TOKENS,
+    DINOV2,
+    GATE,
+    SEGMENTATION,
+    SEGMENTATION_INPUT,
+    WEIGHTS,
+)
+from briges_ros.network.depth_anything import RELATIVE, DepthAnything
+from briges_ros.network.dinov2_weights import PATCH
 from briges_ros.network.gate import AttentionTemperature, LightGate, PaperGate
 from briges_ros.network.graphs import (
     GRID,
@@ -87,6 +97,15 @@ def export_bundle(
     """
     temperature = temperature or AttentionTemperature()
     network.eval().set_temperature(temperature)
+    try:
+        return _export(network, folder, info, temperature)
+    finally:
+        network.set_temperature(AttentionTemperature())
+
+
+def _export(
+    network: Briges, folder: Path, info: BundleInfo, temperature: AttentionTemperature
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'model.json').unlink(missing_ok=True)
     rows, cols = GRID
@@ -215,6 +234,35 @@ def _write_description(
     partial.replace(folder / 'model.json')
 
 
+def open_folder(folder: Path) -> tuple[Briges, BundleInfo]:
+    """A compact model out of its folder, and what its bundle says of it.
+
+    Args:
+        folder: what trainings released: ``weights.safetensors``, and for one with gates
+            ``segmentation.safetensors`` and ``gate.safetensors``.
+
+    Raises:
+        BrigesError: a file is missing or does not fit the others.
+    """
+    network = load_compact_briges(folder)
+    weights = [name for name in (WEIGHTS, SEGMENTATION, GATE) if (folder / name).is_file()]
+    ours = [
+        {'name': name, 'file': name, 'sha256': file_sha256(folder / name)}
+        for name in (weights if network.gates else [WEIGHTS])
+    ]
+    return network, BundleInfo(
+        name=folder.resolve().name,
+        description='DINOv2 ViT-S/14 with low-rank adapters and a DPT decoder'
+        + (', bridged to a convolutional segmentation encoder' if network.gates else ''),
+        licence='that of the data it was trained on',
+        output=RELATIVE,
+        patch=PATCH,
+        token_budget=DEFAULT_TOKENS,
+        sources=[DINOV2, *ours],
+        segmentation_input=SEGMENTATION_INPUT if network.gates else None,
+    )
+
+
 @dataclass(frozen=True)
 class PublishedPair:
     """Which published networks to join.
@@ -279,6 +327,7 @@ def open_pair(pair: PublishedPair) -> tuple[Briges, BundleInfo]:
     }
     network = Briges(encoder, decoder, sam, gates)
     load_tensors(torch.nn.ModuleDict({'gates': network.gates}), tensors, pair.gates)
+    check_trained_on(network, read_frozen(pair.gates), pair.gates)
     gate_source = {'name': 'gates', 'file': pair.gates.name, 'sha256': file_sha256(pair.gates)}
     return network, BundleInfo(
         name=f'{depth.name}_{segmentation.name}',

@@ -11,16 +11,14 @@ from torch import nn
 from briges_ros.errors import BrigesError
 from briges_ros.inference.bundle import SegmentationInput, model_folders
 from briges_ros.inference.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from briges_ros.network.briges import Briges
-from briges_ros.network.checkpoints import load_checked, load_tensors, read_tensors
+from briges_ros.network.briges import Briges, check_trained_on
+from briges_ros.network.checkpoints import load_checked, load_tensors, read_frozen, read_tensors
 from briges_ros.network.compact import load_compact
-from briges_ros.network.compose import WEIGHTS
+from briges_ros.network.compose import SEGMENTATION, WEIGHTS
 from briges_ros.network.dinov2_weights import WIDTH
 from briges_ros.network.gate import LightGate, PaperGate
 from briges_ros.network.segmentation import CHANNELS, MEAN, STD, STRIDE, CompactSegmentation
 from briges_ros.training.gate_config import GateConfig
-
-SEGMENTATION_WEIGHTS = 'segmentation.safetensors'  # beside the compact model's other weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +90,7 @@ def _open_segmentation(
     name: str, accept_noncommercial: bool, before_neck: bool
 ) -> tuple[nn.Module, SegmentationInput, int]:
     """Encoder, what it takes, and the channels of its map."""
-    path = _compact_weights(name, SEGMENTATION_WEIGHTS)
+    path = _compact_weights(name, SEGMENTATION)
     if path is not None:
         encoder = CompactSegmentation().fuse()
         load_checked(encoder, path)
@@ -124,11 +122,12 @@ def load_gates(path: Path, model: Briges) -> None:
     """Load what gate training released into a network of the same shape.
 
     Args:
-        path: a ``gate.safetensors``: the gates, or the decoder of that ablation.
+        path: a ``gate.safetensors``, or the ``decoder.safetensors`` of that ablation.
         model: gets the values in place.
 
     Raises:
-        BrigesError: no safetensors file, or not exactly this network's tensors.
+        BrigesError: no safetensors file, not exactly this network's tensors, or trained beside
+            other weights than this network's.
     """
     tensors = read_tensors(path)
     part = 'decoder' if any(name.startswith('decoder.') for name in tensors) else 'gates'
@@ -137,3 +136,4 @@ def load_gates(path: Path, model: Briges) -> None:
         {name.removeprefix(f'{part}.'): tensor for name, tensor in tensors.items()},
         path,
     )
+    check_trained_on(model, read_frozen(path), path)

@@ -1,5 +1,6 @@
 """The compact network: the encoder is DINOv2, adapters start as nothing, export says the same."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from briges_ros import DepthPipeline
@@ -17,9 +19,9 @@ from briges_ros.errors import BrigesError
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.engine import BACKENDS, open_engine
 from briges_ros.inference.preprocess import prepare
-from briges_ros.inference.selfcheck import TOLERANCE, check_engine
+from briges_ros.inference.selfcheck import TOLERANCE, check_engine, open_checked_engine
 from briges_ros.network import dinov2, dinov2_weights, segmentation
-from briges_ros.network.briges import Briges
+from briges_ros.network.briges import Briges, state_sha256
 from briges_ros.network.compact import (
     CompactDepth,
     load_compact,
@@ -252,6 +254,40 @@ def test_an_engine_with_a_gate_needs_the_segmentation_input(gated):
     engine = open_engine(gated, 'onnxruntime')
     with pytest.raises(ValueError, match='goes with a gate'):
         engine.infer(prepare(picture((60, 80)), gated)[0])
+
+
+def test_a_model_of_your_own_is_exported_from_its_folder(source, network, tmp_path):
+    own = tmp_path / 'own'
+    own.mkdir()
+    for name in (WEIGHTS, SEGMENTATION, GATE):
+        shutil.copy(source / name, own)
+    export.run(ExportJob(str(own), tmp_path / 'bundle'))
+    bundle = ModelBundle.load(tmp_path / 'bundle')
+    assert (bundle.name, bundle.gate) == ('own', 'light')
+    inputs = prepare(picture((123, 457)), bundle)
+    engine, _ = open_checked_engine(bundle, 'onnxruntime')
+    assert relative_error(in_torch(network, inputs), engine.infer(*inputs)) < 1e-4
+    with pytest.raises(BrigesError, match=r'put segmentation\.safetensors and gate\.safetensors'):
+        export.run(ExportJob(str(own), tmp_path / 'bundle', gates=own / GATE))
+
+
+def test_gates_are_refused_beside_weights_that_they_were_not_trained_with(source, tmp_path):
+    frozen = load_compact(source / WEIGHTS)
+    digests = {'depth_encoder': state_sha256(frozen.encoder)}
+    own = tmp_path / 'own'
+    own.mkdir()
+    for name in (WEIGHTS, SEGMENTATION):
+        shutil.copy(source / name, own)
+    gates = load_file(source / GATE)
+    save_file(gates, own / GATE, {'frozen': json.dumps(digests)})
+    assert load_compact_briges(own).gate_kind == 'light'
+    frozen.adapters[0].data += 1e-3
+    save_trained(dict(frozen.trained_parameters()), own / WEIGHTS, {})
+    with pytest.raises(BrigesError, match=r'gate\.safetensors was trained with another depth_enc'):
+        load_compact_briges(own)
+    save_file(gates, own / GATE, {'frozen': '[1]'})
+    with pytest.raises(BrigesError, match='no table of digests'):
+        load_compact_briges(own)
 
 
 def test_the_composer_knows_the_segmentation_encoder():
