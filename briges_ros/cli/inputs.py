@@ -16,6 +16,7 @@ from briges_ros.alignment.anchors import rigid_transform
 from briges_ros.camera import CameraModel
 from briges_ros.depth_image import from_millimetres
 from briges_ros.errors import BrigesError
+from briges_ros.image_file import decode_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +40,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     if not path.is_file():
         raise BrigesError(f'{path} does not exist; give an image file')
-    bgr = _imread(path, cv2.IMREAD_COLOR)
-    if bgr is None:
-        raise BrigesError(f'{path} is not an image that OpenCV can read; convert it to PNG or JPEG')
+    bgr = decode_file(path, cv2.IMREAD_COLOR)
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
@@ -117,8 +116,8 @@ def read_sparse_depth(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]
     else:
         if not path.is_file():
             raise BrigesError(f'{path} does not exist; give a 16-bit PNG or a .npy')
-        millimetres = _imread(path, cv2.IMREAD_UNCHANGED)
-        if millimetres is None or millimetres.dtype != np.uint16:
+        millimetres = decode_file(path, cv2.IMREAD_UNCHANGED)
+        if millimetres.dtype != np.uint16:
             raise BrigesError(f'{path} is not a 16-bit PNG; give millimetres as uint16, or a .npy')
         depth = from_millimetres(np.asarray(millimetres, np.uint16))
     if depth.shape != shape:
@@ -127,14 +126,6 @@ def read_sparse_depth(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]
             '--points'
         )
     return depth
-
-
-def _imread(path: Path, flags: int) -> NDArray[Any] | None:
-    try:
-        pixels: NDArray[Any] | None = cv2.imread(str(path), flags)
-        return pixels
-    except cv2.error as error:  # more pixels than OpenCV takes
-        raise BrigesError(f'{path} cannot be read ({error.err}); give a smaller image') from error
 
 
 def _read_npy(path: Path) -> NDArray[Any]:

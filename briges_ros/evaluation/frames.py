@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from briges_ros.camera import CameraModel
 from briges_ros.errors import BrigesError
+from briges_ros.image_file import decode_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +64,14 @@ class SingleFrames:
         """Read a frame.
 
         Raises:
-            BrigesError: a file or a value is missing, or image and depth differ in size.
+            BrigesError: a file or a value is missing, a file breaks off, or image and depth differ
+                in size.
         """
         entry = self.entries[index]
         try:
-            bgr = _read(self.root / entry['rgb'], cv2.IMREAD_COLOR)
+            bgr = decode_file(self.root / entry['rgb'], cv2.IMREAD_COLOR)
             path = self.root / entry['depth']
-            raw = _read(path, cv2.IMREAD_UNCHANGED)
+            raw = decode_file(path, cv2.IMREAD_UNCHANGED)
             if raw.shape != bgr.shape[:2]:
                 raise BrigesError(f'{path} has shape {raw.shape}, its image {bgr.shape[:2]}')
             depth = np.where(raw > 0, raw / float(entry['depth_scale']), np.nan)
@@ -87,10 +89,3 @@ class SingleFrames:
             depth=depth.astype(np.float32),
             camera=CameraModel(width, height, np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])),
         )
-
-
-def _read(path: Path, flags: int) -> NDArray[Any]:
-    pixels: NDArray[Any] | None = cv2.imread(str(path), flags)
-    if pixels is None:
-        raise BrigesError(f'{path}: missing or not an image; check the data folder')
-    return pixels

@@ -44,6 +44,43 @@ def test_a_frame(folder):
     assert frame.camera.K[1, 1] == 7.5 and frame.camera.width == 8
 
 
+def as_jpeg(folder, thumbnail=b''):
+    """Give frame a a noisy JPEG, its head with a thumbnail; return its path and content."""
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    pixels = cv2.imencode('.jpg', noise, [cv2.IMWRITE_JPEG_PROGRESSIVE, int(bool(thumbnail))])[1]
+    content = pixels.tobytes()
+    if thumbnail:
+        segment = b'\xff\xe1' + (len(thumbnail) + 2).to_bytes(2, 'big') + thumbnail
+        content = content[:2] + segment + b'\xff' + content[2:]  # with a fill byte
+    path = folder / 'a.jpg'
+    path.write_bytes(content)
+    entry = json.loads((folder / 'meta.json').read_text())[0]
+    write_meta(folder, {**entry, 'rgb': path.name})
+    return path, content
+
+
+@pytest.mark.parametrize('thumbnail', [b'', b'Exif' + 200 * b'\0' + b'\xff\xd8 \xff\xd9'])
+def test_a_jpeg_that_breaks_off_is_not_taken_for_grey(folder, thumbnail):
+    path, content = as_jpeg(folder, thumbnail)
+    assert SingleFrames(folder)[0].image.std() > 10
+    path.write_bytes(content + 2000 * b'\0')  # what some cameras append
+    assert SingleFrames(folder)[0].image.std() > 10
+    # In the head, behind the thumbnail, within the pixels, within the end marker.
+    for left in (2, 4, len(thumbnail) + 8, len(content) - 40, len(content) - 2, len(content) - 1):
+        path.write_bytes(content[:left])
+        with pytest.raises(BrigesError, match=r'a\.jpg: the JPEG breaks off'):
+            SingleFrames(folder)[0]
+
+
+@pytest.mark.parametrize('part', ['a.png', 'a_depth.png'])
+@pytest.mark.parametrize('share', [0.0, 0.5, 0.9])
+def test_a_png_that_breaks_off_is_refused(folder, part, share):
+    content = (folder / part).read_bytes()
+    (folder / part).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(BrigesError, match=rf'{part}: missing or not an image'):
+        SingleFrames(folder)[0]
+
+
 def test_the_real_ones(data):
     frames = SingleFrames(data / 'frames')
     entries = json.loads((data / 'frames' / 'meta.json').read_text())

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from briges_ros.errors import BrigesError
+from briges_ros.image_file import decode_file
 from briges_ros.training.datasets.sample import Sample
-
-JPEG_START, JPEG_END = b'\xff\xd8', b'\xff\xd9'
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def _require_size(
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 RGB."""
-    bgr = _decode(path, cv2.IMREAD_COLOR)
+    bgr = decode_file(path, cv2.IMREAD_COLOR)
     return np.ascontiguousarray(bgr[:, :, ::-1]).astype(np.uint8, copy=False)
 
 
@@ -80,7 +79,7 @@ def read_raster(path: Path, *dtypes: type[np.generic], channels: int = 1) -> NDA
 
     Another number of channels, or none of the given dtypes, is refused.
     """
-    raster = _decode(path, cv2.IMREAD_UNCHANGED)
+    raster = decode_file(path, cv2.IMREAD_UNCHANGED)
     found = raster.shape[2] if raster.ndim == 3 else 1
     if found != channels or raster.dtype.type not in dtypes:
         wanted = ' or '.join(dtype.__name__ for dtype in dtypes)
@@ -122,18 +121,3 @@ def read_hdf5(path: Path) -> NDArray[np.generic]:
     if array.ndim != 2:
         raise BrigesError(f'{path} holds an array of shape {array.shape}, not an (H, W) map')
     return array
-
-
-def _decode(path: Path, mode: int) -> NDArray[np.generic]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BrigesError(f'{path}: missing or not an image; check the data folder') from error
-    # OpenCV fills what a broken-off JPEG lacks with grey and says nothing. The end marker cannot
-    # occur inside pixel data, but does in the thumbnail at the head of some files.
-    if data.startswith(JPEG_START) and JPEG_END not in data[len(data) // 2 :]:
-        raise BrigesError(f'{path}: the JPEG breaks off before its end; copy it again')
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), mode) if data else None
-    if pixels is None:
-        raise BrigesError(f'{path}: missing or not an image; check the data folder')
-    return pixels
