@@ -35,6 +35,7 @@ from briges_ros.evaluation.results import (
     append_result,
     frame_result,
     read_results,
+    replace_text,
     write_results,
 )
 from briges_ros.inference.bundle import ModelBundle
@@ -142,14 +143,16 @@ def run(job: EvaluateJob) -> None:
 
     Raises:
         BrigesError: the job makes no sense, data are missing or unreadable, the model does not
-            load, or the folder holds results of other settings.
+            load, the folder holds results of other settings, or the run to compare with is not
+            of the same frames under the same protocol.
     """
     bundle = ModelBundle.load(job.model)
     frames = open_frames(job, bundle.output)
     chosen = chosen_indices(len(frames), job.limit)
-    against = read_results(job.against / 'frames.csv') if job.against else None
+    scored = _scored_settings(job, frames)
+    against = _other_run(job.against, scored, chosen) if job.against else None
     pipeline = DepthPipeline.load(bundle.folder, job.backend, token_budget=job.token_budget)
-    settings = _settings(job, frames, pipeline)
+    settings = _settings(scored, pipeline)
     results_file = job.output / 'frames.csv'
     try:
         job.output.mkdir(parents=True, exist_ok=True)
@@ -208,25 +211,31 @@ def chosen_indices(count: int, limit: int | None) -> list[int]:
     return [int(i) for i in np.linspace(0, count - 1, limit).round()]
 
 
-def _settings(
-    job: EvaluateJob, frames: ScoredFrames, pipeline: DepthPipeline
-) -> dict[str, str | int]:
-    """What the values of a frame depend on, for the report and to know our own results again."""
+def _scored_settings(job: EvaluateJob, frames: ScoredFrames) -> dict[str, str | int]:
+    """Which frames are scored and how: what two runs have in common that are compared."""
     protocols = [
         f'{p.name}: {p.min_depth:g} to {p.max_depth:g} m, crop {p.crop}, '
         + ('scale and shift fitted to the truth' if p.alignment == 'affine' else 'metres as given')
         for p in frames.protocols
     ]
     return {
-        'model': pipeline.bundle.name,
-        'model_sha256': pipeline.bundle.sha256,
-        'engine': f'{pipeline.engine.name} {pipeline.engine.precision}',
-        'token_budget': pipeline.token_budget,
         'set': job.set,
         'split': job.split,
         'data': str(job.data.resolve()),
         'frames_in_split': len(frames),
+        'limit': 'none' if job.limit is None or job.limit >= len(frames) else job.limit,
         'protocol': '; '.join(protocols),
+    }
+
+
+def _settings(scored: dict[str, str | int], pipeline: DepthPipeline) -> dict[str, str | int]:
+    """What was run on what: for the report, and to know our own results again."""
+    return {
+        'model': pipeline.bundle.name,
+        'model_sha256': pipeline.bundle.sha256,
+        'engine': f'{pipeline.engine.name} {pipeline.engine.precision}',
+        'token_budget': pipeline.token_budget,
+        **scored,
         'version': __version__,
     }
 
@@ -237,13 +246,14 @@ def _resumed(job: EvaluateJob, settings: dict[str, str | int]) -> dict[int, Fram
     results: list[FrameResult] = []
     if job.resume and results_file.is_file():
         try:
-            before: Any = json.loads(settings_file.read_text())
-            differing = [key for key, value in settings.items() if before.get(key) != value]
-        except (OSError, ValueError, AttributeError) as error:
+            before = _kept_settings(job.output)
+        except (OSError, ValueError) as error:
             raise BrigesError(
                 f'{results_file} does not say what it was made from ({error}); give another folder '
                 'with -o, or --no-resume to start over'
             ) from error
+        # Which frames are wanted changes nothing about the values of one.
+        differing = [k for k, v in settings.items() if k != 'limit' and before.get(k) != v]
         if differing:
             key = differing[0]
             raise BrigesError(
@@ -252,9 +262,53 @@ def _resumed(job: EvaluateJob, settings: dict[str, str | int]) -> dict[int, Fram
                 '--no-resume to start over'
             )
         results = read_results(results_file)
-    settings_file.write_text(json.dumps(settings, indent=2) + '\n')
+    replace_text(settings_file, json.dumps(settings, indent=2) + '\n')
     write_results(results_file, results)  # without a line that was cut short
     return {result.index: result for result in results}
+
+
+def _kept_settings(folder: Path) -> dict[str, Any]:
+    """What `settings.json` of a run holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it holds no settings.
+    """
+    kept = json.loads((folder / 'settings.json').read_text())
+    if not isinstance(kept, dict):
+        raise ValueError('it holds no names with values')
+    return kept
+
+
+def _other_run(
+    folder: Path, scored: dict[str, str | int], chosen: Sequence[int]
+) -> list[FrameResult]:
+    """The frames of the run to compare with, which must be ours, scored like ours.
+
+    Raises:
+        BrigesError: no results, of other settings, or not all of them.
+    """
+    results = read_results(folder / 'frames.csv')
+    try:
+        theirs = _kept_settings(folder)
+    except (OSError, ValueError) as error:
+        raise BrigesError(
+            f'{folder}/settings.json does not say what its results were made from ({error}); '
+            'evaluate that model again'
+        ) from error
+    for key, ours in scored.items():
+        if theirs.get(key) != ours:
+            raise BrigesError(
+                f'--against {folder}: {key.replace("_", " ")} is {theirs.get(key, "not known")!r} '
+                f'there and {ours!r} here; compare runs on the same frames and protocol'
+            )
+    missing = set(chosen) - {result.index for result in results}
+    if missing:
+        raise BrigesError(
+            f'--against {folder}: {len(missing)} of its {len(chosen)} frames are missing; '
+            'let that run end first (the same command goes on)'
+        )
+    return results
 
 
 def _scored(
@@ -311,7 +365,7 @@ def _comparison(
         return compare(results, against, block, str(job.against))
     except ValueError as error:
         raise BrigesError(
-            f'{job.against} and {job.output} have {error}; compare runs on the same data'
+            f'--against {job.against}: {error}; evaluate both runs again on the data as they are'
         ) from error
 
 
@@ -325,12 +379,7 @@ def _write_report(
     pipeline: DepthPipeline,
 ) -> None:
     means = intervals(results, block)
-    (folder / 'summary.json').write_text(
-        json.dumps(summary(settings, means, block, other), indent=2) + '\n'
-    )
     (folder / 'pictures').mkdir(exist_ok=True)
-    for old in (folder / 'pictures').glob('*-[0-9].png'):
-        old.unlink()  # of a run with fewer frames
     pictures = {}
     for name, result in shown_frames(results).items():
         frame = frames[result.index]
@@ -340,9 +389,16 @@ def _write_report(
         )
         picture = comparison(frame.image, frame.truth, _predicted(frame, pipeline), title)
         pictures[name] = f'pictures/{name}.png'
-        write_png(str(folder / pictures[name]), picture)
+        partial = folder / f'pictures/{name}.partial.png'  # OpenCV goes by the end of the name
+        write_png(str(partial), picture)
+        partial.replace(folder / pictures[name])
+    values = summary(settings, means, block, other)
+    replace_text(folder / 'summary.json', json.dumps(values, indent=2) + '\n')
     page = markdown(settings, results, means, block, other, pictures)
-    (folder / 'report.md').write_text(page)
+    replace_text(folder / 'report.md', page)
+    for picture_file in (folder / 'pictures').glob('*-[0-9].png'):
+        if picture_file.stem not in pictures:
+            picture_file.unlink()  # of a run with more frames
 
     table = Table('measure', 'mean', '95 % interval', title=f'{len(results)} frames')
     for measure in MEASURES:

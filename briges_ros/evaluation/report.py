@@ -35,20 +35,20 @@ def intervals(results: Sequence[FrameResult], block: int) -> dict[str, Interval]
 def compare(
     ours: Sequence[FrameResult], theirs: Sequence[FrameResult], block: int, name: str
 ) -> Comparison:
-    """The paired differences of two runs over the frames that both have.
+    """The paired differences of two runs over our frames.
 
     Raises:
-        ValueError: they have no frame in common.
+        ValueError: they lack one of these frames; its message names it.
     """
     others = {(result.index, result.name): result for result in theirs}
-    pairs = [(our, others[key]) for our in ours if (key := (our.index, our.name)) in others]
-    if not pairs:
-        raise ValueError('no frame in common')
-    our_frames, their_frames = zip(*pairs, strict=True)
+    lacking = [our.name for our in ours if (our.index, our.name) not in others]
+    if lacking:
+        raise ValueError(f'lacks {len(lacking)} of {len(ours)} frames, {lacking[0]} first')
+    paired = [others[our.index, our.name] for our in ours]
     return Comparison(
         name,
         {
-            m.key: paired_difference(column(our_frames, m.key), column(their_frames, m.key), block)
+            m.key: paired_difference(column(ours, m.key), column(paired, m.key), block)
             for m in MEASURES
         },
     )

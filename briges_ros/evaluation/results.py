@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -128,11 +129,17 @@ def _parsed(row: dict[str, str]) -> FrameResult:
 
 def write_results(path: Path, results: Iterable[FrameResult]) -> None:
     """Write the frames to a CSV file, which is replaced at once; empty cells are NaN."""
+    text = io.StringIO(newline='')
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(_COLUMNS)
+    writer.writerows(_cells(result) for result in results)
+    replace_text(path, text.getvalue())
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file aside and rename it: whenever this is killed, the file is a whole one."""
     partial = path.with_suffix('.partial')
-    with partial.open('w', newline='') as file:
-        writer = csv.writer(file, lineterminator='\n')
-        writer.writerow(_COLUMNS)
-        writer.writerows(_cells(result) for result in results)
+    partial.write_text(text)
     partial.replace(path)
 
 

@@ -2,14 +2,17 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from briges_ros.cli import evaluate
 from briges_ros.cli import main as command_line
 from briges_ros.cli.evaluate import EvaluateJob, chosen_indices, run
 from briges_ros.errors import BrigesError
@@ -140,6 +143,44 @@ def test_no_resume_starts_over(job, done, calls, tmp_path):
     assert len(list((other.output / 'pictures').iterdir())) == 2
 
 
+def test_more_frames_can_be_added(job, done, calls, tmp_path):
+    some = replace(job, output=tmp_path / 'out', limit=2)
+    run(some)
+    calls.count = 0
+    run(replace(some, limit=None))
+    assert rows(some.output) == rows(done)
+    assert calls.count == FRAMES - 2 + FRAMES  # those that were missing, and the pictures
+
+
+def test_killed_while_it_writes_the_report_it_leaves_whole_files(job, tmp_path, monkeypatch):
+    some = replace(job, output=tmp_path / 'out', limit=3)
+    run(some)
+    run(some)  # from frames.csv, which rounds
+    kept = {path: path.read_bytes() for path in some.output.rglob('*') if path.is_file()}
+    write = Path.write_text
+
+    def half_a_text(self, text):
+        write(self, text[: len(text) // 2] if self.stem == name else text)
+        if self.stem == name:
+            raise KeyboardInterrupt
+
+    def half_a_picture(path, rgb):
+        Path(path).write_bytes(b'PNG')
+        raise KeyboardInterrupt
+
+    for name in ('settings', 'frames', 'summary', 'report', 'picture'):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, 'write_text', half_a_text)
+            if name == 'picture':
+                patch.setattr(evaluate, 'write_png', half_a_picture)
+            with pytest.raises(KeyboardInterrupt):
+                run(some)
+        assert all(path.read_bytes() == content for path, content in kept.items()), name
+    run(some)
+    left = {path for path in some.output.rglob('*') if path.is_file()}
+    assert left == set(kept)
+
+
 def test_against_another_run(job, done, tmp_path):
     coarse = replace(job, output=tmp_path / 'coarse', token_budget=4, against=done)
     run(coarse)
@@ -151,6 +192,78 @@ def test_against_another_run(job, done, tmp_path):
     assert f'Difference from {done}' in (coarse.output / 'report.md').read_text()
     with pytest.raises(BrigesError, match='nowhere'):
         run(replace(job, against=tmp_path / 'nowhere'))
+
+
+def kept_as(done, folder, **changes):
+    """A copy of results as if they had been made with other settings; None = not kept."""
+    shutil.copytree(done, folder)
+    path = folder / 'settings.json'
+    settings = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ('change', 'complaint'),
+    [
+        ({'crop': 'eigen'}, "protocol is '.*crop none.*' there and '.*crop eigen.*' here"),
+        ({'max_depth': 7.0}, "protocol is '.*to 80 m.*' there and '.*to 7 m.*' here"),
+        ({'limit': 2}, "limit is 'none' there and 2 here"),
+    ],
+)
+def test_runs_of_other_settings_are_not_compared(job, done, calls, tmp_path, change, complaint):
+    with pytest.raises(BrigesError, match=rf'--against {done}: {complaint}'):
+        run(replace(job, output=tmp_path / 'out', against=done, **change))
+    assert calls.count == 0 and not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('kept', 'complaint'),
+    [
+        ({'set': 'nyuv2', 'data': '/moon'}, "set is 'nyuv2' there and 'folder' here"),
+        ({'split': 'train'}, "split is 'train' there and 'held_out' here"),
+        ({'data': '/moon'}, "data is '/moon' there and '/.*/data' here"),
+        ({'frames_in_split': 9}, 'frames in split is 9 there and 5 here'),
+        ({'limit': None}, "limit is 'not known' there and 'none' here"),
+    ],
+)
+def test_results_of_other_frames_are_not_compared(job, done, calls, tmp_path, kept, complaint):
+    other = kept_as(done, tmp_path / 'other', **kept)
+    with pytest.raises(BrigesError, match=rf'--against {other}: {complaint}') as caught:
+        run(replace(job, output=tmp_path / 'out', against=other))
+    assert '\n' not in str(caught.value) and calls.count == 0
+
+
+def test_another_model_backend_and_token_budget_are_what_is_compared(job, done, tmp_path):
+    other = kept_as(
+        done,
+        tmp_path / 'other',
+        model='m',
+        model_sha256='0',
+        engine='e fp16',
+        token_budget=9,
+        version='0',
+    )
+    run(replace(job, output=tmp_path / 'out', against=other, limit=FRAMES + 1))  # all there are
+    summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
+    assert summary['differences']['abs_rel']['frames'] == FRAMES
+
+
+def test_a_run_that_has_not_ended_is_not_compared(job, done, calls, tmp_path):
+    other = kept_as(done, tmp_path / 'other')
+    table = other / 'frames.csv'
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text(''.join(lines[:-2]))
+    with pytest.raises(BrigesError, match='2 of its 5 frames are missing; let that run end'):
+        run(replace(job, output=tmp_path / 'out', against=other))
+    assert calls.count == 0
+    table.write_text(''.join(lines))
+    (other / 'settings.json').write_text('[]')
+    with pytest.raises(BrigesError, match=r'settings\.json does not say'):
+        run(replace(job, output=tmp_path / 'out', against=other))
+    (other / 'settings.json').unlink()
+    with pytest.raises(BrigesError, match=r'settings\.json does not say'):
+        run(replace(job, output=tmp_path / 'out', against=other))
 
 
 def test_it_measures_what_the_library_measures(job, data, tmp_path):

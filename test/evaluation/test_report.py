@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from briges_ros.evaluation.results import (
     column,
     frame_result,
     read_results,
+    replace_text,
     write_results,
 )
 
@@ -61,6 +64,24 @@ def test_a_line_that_was_cut_short_is_dropped(tmp_path):
     assert [result.index for result in read_results(path)] == [0, 1]
 
 
+def test_a_text_that_cannot_be_finished_leaves_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / 'report.md'
+    replace_text(path, 'first')
+    write = Path.write_text
+
+    def half(self, text):
+        write(self, text[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, 'write_text', half)
+    with pytest.raises(KeyboardInterrupt):
+        replace_text(path, 'second')
+    assert path.read_text() == 'first'
+    monkeypatch.undo()
+    replace_text(path, 'third')
+    assert path.read_text() == 'third' and list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize('text', ['', 'a,b\n1,2\n', 'index,name\n'])
 def test_another_file_is_refused(tmp_path, text):
     path = tmp_path / 'frames.csv'
@@ -102,12 +123,18 @@ def test_comparison_says_which_is_better():
         )
         verdicts[name] = row
     assert '| +0' in verdicts['better'] and '| -0' in verdicts['worse']
-    with pytest.raises(ValueError, match='no frame in common'):
-        compare(ours[:3], theirs[3:], 1, 'that')
-    some = compare(ours[:8], theirs[3:], 1, 'that').differences['abs_rel']
+
+
+def test_comparison_is_of_all_our_frames():
+    ours, theirs = results(12, factor=0.5), results(12)
+    some = compare(ours[3:8], theirs[::-1], 1, 'that').differences['abs_rel']
     assert some.frames == 5
     expected = column(ours[3:8], 'abs_rel') - column(theirs[3:8], 'abs_rel')
     assert some.mean == pytest.approx(expected.mean())
+    with pytest.raises(ValueError, match='lacks 3 of 8 frames, room/0 first'):
+        compare(ours[:8], theirs[3:], 1, 'that')
+    with pytest.raises(ValueError, match='lacks 1 of 2 frames, room/1 first'):
+        compare(ours[:2], [theirs[0], replace(theirs[1], name='kitchen/1')], 1, 'that')
 
 
 def test_page_and_summary_agree_with_the_frames():
