@@ -91,7 +91,7 @@ def _compact(job: TrainJob) -> None:
 def _gate(job: TrainJob) -> None:
     from briges_ros.training.gate_config import GateConfig, read_config
     from briges_ros.training.gate_network import open_network
-    from briges_ros.training.gate_trainer import RELEASE, GateTrainer
+    from briges_ros.training.gate_trainer import GateTrainer
 
     if job.config is None:
         raise BrigesError(
@@ -104,7 +104,7 @@ def _gate(job: TrainJob) -> None:
     if not summary:  # not the first process under torchrun
         return
     print(
-        f'{job.work / "release" / RELEASE}: {summary["parameters"]} parameters, '
+        f'{job.work / "release" / summary["weights"]["file"]}: {summary["parameters"]} parameters, '
         f'{summary["steps"]} steps, frozen parts unchanged'
     )
     for name, score in summary.get('held_out', {}).items():

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import types
 import typing
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from os.path import normpath
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -48,12 +49,24 @@ class FramesConfig:
             _require_size(self.size)
 
     def overlaps(self, other: FramesConfig) -> bool:
-        """Whether both may hold the same frame."""
-        if (self.kind, self.root, self.split) != (other.kind, other.root, other.split):
+        """Whether both may hold the same frame.
+
+        Roots are compared as they are spelt, but for ``.``, ``..`` and needless slashes; see
+        `GateConfig.located` for links and absolute paths. Of two kinds in one folder nothing is
+        known, so they may.
+        """
+        if normpath(self.root) != normpath(other.root):
+            return False
+        if self.kind != other.kind:
+            return True
+        if self.split != other.split:
             return False
         if self.frames is None or other.frames is None:
             return True
         return self.frames[0] < other.frames[1] and other.frames[0] < self.frames[1]
+
+
+Frames = TypeVar('Frames', bound=FramesConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,13 +206,35 @@ class GateConfig:
             )
             _require(
                 not any(self.validation.overlaps(frames) for frames in self.data),
-                'validation shares frames with data; give both their own frames: [first, last]',
+                'validation shares frames with data; give both their own frames: '
+                '[first, behind last]',
             )
         if self.held_out is not None:
+            _require(
+                self.validation is None or not self.validation.overlaps(self.held_out),
+                'validation shares frames with held_out; choices made by it would spoil that score',
+            )
             _require(
                 not any(self.held_out.overlaps(frames) for frames in self.data),
                 'held_out shares frames with data',
             )
+
+    def located(self, data: Path) -> GateConfig:
+        """The same with real paths for roots: where the data sets are under a folder of all data.
+
+        Raises:
+            ValueError: so it turns out that `data`, `validation` and `held_out` share frames.
+        """
+
+        def real(frames: Frames) -> Frames:
+            return replace(frames, root=str((data / frames.root).resolve()))
+
+        return replace(
+            self,
+            data=tuple(real(frames) for frames in self.data),
+            validation=self.validation and real(self.validation),
+            held_out=self.held_out and real(self.held_out),
+        )
 
     def learning_rate(self, step: int) -> float:
         """The rate of a step, counted from 0."""

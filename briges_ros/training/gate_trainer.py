@@ -35,7 +35,14 @@ from briges_ros.evaluation.metrics import affine_invariant_depth, depth_metrics
 from briges_ros.inference.bundle import file_sha256
 from briges_ros.network.briges import Briges, state_sha256
 from briges_ros.network.compact import save_trained
-from briges_ros.training.checkpoint import load_checkpoint, progress_bar, save_checkpoint
+from briges_ros.network.compose import GATE
+from briges_ros.training.checkpoint import (
+    load_checkpoint,
+    progress_bar,
+    put_in_place,
+    save_checkpoint,
+    write_whole,
+)
 from briges_ros.training.datasets import Dataset, Sample, open_dataset
 from briges_ros.training.gate_config import FramesConfig, GateConfig, ScoringFrames
 from briges_ros.training.gate_features import (
@@ -52,7 +59,7 @@ from briges_ros.training.gate_features import (
 from briges_ros.training.gate_network import GateNetwork
 from briges_ros.training.world import choose_device, join_world
 
-RELEASE = 'gate.safetensors'
+RELEASES = {'gates': GATE, 'decoder': 'decoder.safetensors'}  # by what is trained
 LOG_COLUMNS = ('step', 'data', 'loss', 'lr', 'gradient_norm')
 PREVIEWS = 4
 # Settings that change nothing about the result, so that a run may go on with others.
@@ -121,7 +128,8 @@ class GateTrainer:
         device: torch device name; see `choose_device`.
 
     Raises:
-        BrigesError: the data are missing, or the work folder belongs to another experiment.
+        BrigesError: the data are missing, frames that train are scored too, or the work folder
+            belongs to another experiment.
     """
 
     def __init__(
@@ -132,6 +140,10 @@ class GateTrainer:
         work: Path,
         device: str | None = None,
     ) -> None:
+        try:
+            config.located(data)
+        except ValueError as error:
+            raise BrigesError(f'{data}: {error}') from error
         self.config = config
         self.work = work
         self.device = choose_device(device)
@@ -572,7 +584,9 @@ class GateTrainer:
         self._copy(state['trained'])
         self.ema = state['ema']
         self.optimizer.load_state_dict(state['optimizer'])
-        self.scaler.load_state_dict(state['scaler'])
+        # Whether the scaler is used depends on the device; one that was not has no state.
+        if state['scaler']:
+            self.scaler.load_state_dict(state['scaler'])
         self.step = state['step']
         self.console.print(f'resuming at step {self.step}')
 
@@ -596,7 +610,7 @@ class GateTrainer:
         ]
         release = self.work / 'release'
         release.mkdir(exist_ok=True)
-        weights = release / RELEASE
+        weights = release / RELEASES[self.part]
         save_trained(
             {name: p.cpu() for name, p in self.ema.items()},
             weights,
@@ -613,7 +627,7 @@ class GateTrainer:
             'trained': self.part,
             'parameters': sum(p.numel() for p in self.trained.values()),
             'steps': self.step,
-            'weights': {'file': RELEASE, 'sha256': file_sha256(weights)},
+            'weights': {'file': weights.name, 'sha256': file_sha256(weights)},
             'frozen_before': self.frozen,
             'frozen_after': after,
             'data': data,
@@ -627,9 +641,7 @@ class GateTrainer:
                 'frozen': asdict(score(trained=False)),
             }
         text = json.dumps(summary, indent=2) + '\n'
-        unfinished = release / 'summary.partial'
-        unfinished.write_text(text)
-        unfinished.replace(release / 'summary.json')
+        write_whole(release / 'summary.json', text)
         return summary
 
 
@@ -657,6 +669,6 @@ def _log(path: Path, step: int, writes: bool) -> Iterator[Callable[[tuple[Any, .
     unfinished = path.with_suffix('.partial')
     with unfinished.open('w', newline='') as file:
         csv.writer(file, lineterminator='\n').writerows([LOG_COLUMNS, *kept])
-    unfinished.replace(path)
+    put_in_place(unfinished, path)
     with path.open('a', newline='', buffering=1) as file:
         yield csv.writer(file, lineterminator='\n').writerow

@@ -39,6 +39,7 @@ from briges_ros.training.gate_trainer import GateTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 8
+SCORED = ('validation', 'held_out')
 CONFIG = GateConfig(
     data=(
         TrainingFrames(kind='nyuv2', root='nyuv2', frames=(0, 6), paste=0.5),
@@ -315,9 +316,45 @@ def test_the_decoder_alone_can_be_trained_for_comparison(data, tmp_path):
     fresh = tiny_network(config).model
     assert set(summary['frozen_before']) == {'depth_encoder'}
     assert state_sha256(fresh.decoder) != state_sha256(trained.model.decoder)
-    load_gates(tmp_path / 'release' / 'gate.safetensors', fresh)
+    assert summary['weights']['file'] == 'decoder.safetensors'
+    load_gates(tmp_path / 'release' / 'decoder.safetensors', fresh)
+    assert not (tmp_path / 'release' / 'gate.safetensors').exists()
     assert torch.equal(fresh.decoder.head.weight, trained.ema['decoder.head.weight'].half().float())
     assert summary['held_out']['trained'] != summary['held_out']['frozen']
+
+
+def test_another_device_may_scale_gradients_or_not(data, tmp_path, whole, monkeypatch):
+    config = replace(
+        CONFIG, precision='amp', steps=4, cache_folder=str(whole[0] / 'features'), validation=None
+    )
+    without = trainer(data, tmp_path, config)  # CPUs have no need of it
+    without.step = 2
+    without._save_checkpoint()
+    assert torch.load(tmp_path / 'checkpoint.pt', weights_only=True)['scaler'] == {}
+    monkeypatch.setattr(GateTrainer, '_amp_type', lambda self: torch.float16)
+    scaled = trainer(data, tmp_path, config)
+    assert scaled.step == 2 and scaled.scaler.get_scale() == 2.0**16  # as at the start
+    scaled.scaler.scale(torch.ones(()))  # it has a scale from the first loss on
+    scaled.scaler.update(8.0)
+    scaled._save_checkpoint()
+    assert trainer(data, tmp_path, config).scaler.get_scale() == 8.0
+    monkeypatch.undo()
+    again = trainer(data, tmp_path, config)
+    assert again.step == 2 and not again.scaler.is_enabled()
+
+
+def test_frames_that_train_are_not_scored_by_another_path(data, tmp_path):
+    (tmp_path / 'link').symlink_to(data / 'nyuv2')
+    for other in (str(data / 'nyuv2'), str(tmp_path / 'link'), f'../{data.name}/nyuv2'):
+        for part in ('validation', 'held_out'):
+            scored = ScoringFrames(kind='nyuv2', root=other, frames=(8, 10))
+            config = replace(CONFIG, **{'validation': None, 'held_out': None, part: scored})
+            with pytest.raises(BrigesError, match=f'{part} shares frames with data'):
+                trainer(data, tmp_path / 'work', config)
+    scored = ScoringFrames(kind='nyuv2', root=str(data / 'nyuv2'), frames=(9, 10))
+    with pytest.raises(BrigesError, match='validation shares frames with held_out'):
+        trainer(data, tmp_path / 'work', replace(CONFIG, held_out=scored))
+    assert not (tmp_path / 'work').exists()
 
 
 def test_a_work_folder_of_another_experiment_is_refused(data, whole):
@@ -480,6 +517,11 @@ def written(tmp_path, **settings):
         ({'validation': {'kind': 'nyuv2', 'root': 'b', 'split': 'held_out'}}, 'must not be the'),
         ({'validation': {'kind': 'nyuv2', 'root': 'nyuv2', 'frames': [0, 9]}}, 'shares frames'),
         ({'held_out': {'kind': 'nyuv2', 'root': 'nyuv2', 'split': 'train'}}, 'shares frames'),
+        ({'held_out': {'kind': 'folder', 'root': 'nyuv2', 'split': 'held_out'}}, 'shares frames'),
+        (
+            {part: {'kind': 'nyuv2', 'root': 'b', 'frames': [3, 5]} for part in SCORED},
+            'validation shares frames with held_out',
+        ),
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_file_and_key(tmp_path, settings, complaint):
@@ -487,6 +529,36 @@ def test_a_wrong_setting_is_refused_with_its_file_and_key(tmp_path, settings, co
     with pytest.raises(BrigesError, match=complaint) as caught:
         read_config(GateConfig, path)
     assert str(caught.value).startswith(f'{path}: ')
+
+
+@pytest.mark.parametrize('root', ['nyuv2/', './nyuv2', 'a/../nyuv2', 'nyuv2//.'])
+@pytest.mark.parametrize('part', SCORED)
+def test_a_folder_spelt_in_another_way_is_the_same_folder(tmp_path, root, part):
+    scored = {'kind': 'nyuv2', 'root': root, 'frames': [0, 3]}
+    with pytest.raises(BrigesError, match=f'{part} shares frames with data'):
+        read_config(GateConfig, written(tmp_path, **{part: scored}))
+
+
+def test_frames_set_apart_and_other_folders_are_accepted(tmp_path):
+    def frames(root, *ends, split='train'):
+        return {'kind': 'nyuv2', 'root': root, 'frames': list(ends), 'split': split}
+
+    first = frames('./a', 0, 5)
+    config = read_config(
+        GateConfig,
+        written(tmp_path, data=[first], validation=frames('a/', 5, 7), held_out=frames('a', 7, 9)),
+    )
+    assert config.validation.root == 'a/'
+    config = read_config(
+        GateConfig,
+        written(
+            tmp_path,
+            data=[first],
+            validation=frames('nyuv2/a', 0, 5),
+            held_out=frames('a', 0, 5, split='held_out'),
+        ),
+    )
+    assert config.located(tmp_path).validation.root == str(tmp_path / 'nyuv2' / 'a')
 
 
 def test_numbers_without_a_point_are_numbers(tmp_path):
