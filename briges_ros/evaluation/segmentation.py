@@ -1,4 +1,4 @@
-"""Mean intersection over union of a labelling."""
+"""Intersection over union of a labelling, by class and on average."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ class Confusion:
         self._pairs = np.zeros((count, count), np.int64)
 
     def add(self, prediction: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
-        """Count one frame; both (H, W)."""
+        """Count one frame; both (H, W).
+
+        Raises:
+            ValueError: a labelled pixel is predicted to be none of the classes.
+        """
         count = len(self._pairs)
         labelled = (truth > 0) & (truth <= count)
-        index = (truth[labelled].astype(np.int64) - 1) * count + (
-            prediction[labelled].astype(np.int64) - 1
-        )
+        predicted = prediction[labelled].astype(np.int64)
+        if not ((predicted > 0) & (predicted <= count)).all():  # it would count as another pair
+            raise ValueError(f'predictions must be classes 1 to {count}')
+        index = (truth[labelled].astype(np.int64) - 1) * count + predicted - 1
         self._pairs += np.bincount(index, minlength=count * count).reshape(count, count)
 
     @property
@@ -36,9 +41,21 @@ class Confusion:
         return float(np.trace(self._pairs) / max(1, self._pairs.sum()))
 
     @property
-    def mean_iou(self) -> float:
-        """Mean, over the classes that occur in the truth, of intersection over union."""
+    def pixels(self) -> NDArray[np.int64]:
+        """(count,) labelled pixels of each class in the truth; class 1 first."""
+        return self._pairs.sum(1)
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """(count,) intersection over union of each class; NaN where the truth has none of it."""
         hit = np.diag(self._pairs)
         truth, predicted = self._pairs.sum(1), self._pairs.sum(0)
+        iou = np.full(len(hit), np.nan)
         occurs = truth > 0
-        return float(np.mean(hit[occurs] / (truth + predicted - hit)[occurs]))
+        iou[occurs] = hit[occurs] / (truth + predicted - hit)[occurs]
+        return iou
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean, over the classes that occur in the truth, of intersection over union."""
+        return float(np.nanmean(self.iou))
