@@ -7,6 +7,7 @@ would leave random weights in the network without a word, so it is refused.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -134,3 +135,14 @@ def empty_on_cpu(module: nn.Module) -> nn.Module:
     if unsaved := {name for name, _ in module.named_buffers()} - module.state_dict().keys():
         raise ValueError(f'{sorted(unsaved)} would stay undefined')
     return module.to_empty(device=torch.device('cpu'))
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give a finished file its name; what had it before is whole until then.
+
+    Without the fsync a power cut may leave the new name with no content: file systems are free to
+    write the name first.
+    """
+    with partial.open('rb') as file:
+        os.fsync(file.fileno())
+    partial.replace(path)

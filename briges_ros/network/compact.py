@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from briges_ros.errors import BrigesError
 from briges_ros.network.briges import LEVELS, Briges, check_trained_on
-from briges_ros.network.checkpoints import load_checked, load_tensors, read_frozen, read_tensors
+from briges_ros.network.checkpoints import (
+    load_checked,
+    load_tensors,
+    put_in_place,
+    read_frozen,
+    read_tensors,
+)
 from briges_ros.network.compose import GATE, SEGMENTATION, WEIGHTS
 from briges_ros.network.dinov2 import load_dinov2
 from briges_ros.network.dinov2_weights import DEPTH, PATCH, WIDTH
@@ -62,7 +68,7 @@ def save_trained(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     partial = path.with_suffix('.partial')
     half = {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
     save_file(half, str(partial), metadata=metadata)
-    partial.replace(path)
+    put_in_place(partial, path)
 
 
 def load_compact(path: Path) -> CompactDepth:

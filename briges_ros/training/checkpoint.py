@@ -1,4 +1,4 @@
-"""What every trainer needs to survive being killed: checkpoints, and a schedule by step.
+"""What every trainer needs: settings that are checked, files that are whole, a schedule by step.
 
 A checkpoint is a torch file read with ``weights_only``, so it can hold tensors and plain values and
 nothing that executes.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,42 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from briges_ros.errors import BrigesError
+from briges_ros.network.checkpoints import put_in_place
+
+
+@dataclass(frozen=True)
+class Range:
+    """Values that a setting may have: what they are called, and whether one is among them."""
+
+    name: str
+    holds: Callable[[Any], bool]
+
+
+# NaN is in none of them.
+POSITIVE = Range('positive', lambda value: value > 0)
+NOT_NEGATIVE = Range('at least 0', lambda value: value >= 0)
+PART = Range('in (0, 1]', lambda value: 0 < value <= 1)
+DECAY = Range('in [0, 1)', lambda value: 0 <= value < 1)
+
+
+def require(settings: object, allowed: Range, *names: str) -> None:
+    """Refuse settings that are out of range, for a dataclass's ``__post_init__``.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed; whoever reads the settings from a
+            file adds which (`briges_ros.training.gate_config.read_config`).
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if not allowed.holds(value):
+            raise ValueError(f'{name} must be {allowed.name}, not {value!r}')
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file; killed on the way, it leaves the previous one whole."""
+    partial = path.with_suffix('.partial')
+    partial.write_text(text, encoding='utf-8')
+    put_in_place(partial, path)
 
 
 def save_checkpoint(path: Path, config: dict[str, Any], state: dict[str, Any]) -> None:
@@ -28,7 +66,7 @@ def save_checkpoint(path: Path, config: dict[str, Any], state: dict[str, Any]) -
     """
     partial = path.with_suffix('.partial')
     torch.save({'config': config, **state}, partial)
-    partial.replace(path)
+    put_in_place(partial, path)
 
 
 def load_checkpoint(

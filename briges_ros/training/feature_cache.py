@@ -20,6 +20,7 @@ from briges_ros.inference.preprocess import normalise
 from briges_ros.network.compact import CompactDepth
 from briges_ros.network.dinov2_weights import PATCH, WEIGHTS_SHA256, WIDTH
 from briges_ros.training.augment import OUTPUT_STEP, random_view
+from briges_ros.training.checkpoint import write_whole
 from briges_ros.training.datasets import Dataset, Sample
 
 CHUNK = 8  # views between two flushes
@@ -131,6 +132,6 @@ def cached_views(
         if (start // CHUNK) % 32 == 31 or indices[-1] + 1 == count:
             for array in maps.values():
                 array.flush()
-            done_file.write_text(str(indices[-1] + 1))
+            write_whole(done_file, str(indices[-1] + 1))
         progress.update(task, completed=indices[-1] + 1)
     return CachedViews(group, len(frames), frames.sharp, maps['trunk'], maps['inverse'])

@@ -31,7 +31,8 @@ from briges_ros.inference.bundle import SegmentationInput
 from briges_ros.inference.preprocess import IMAGENET_MEAN, IMAGENET_STD, network_input
 from briges_ros.network.briges import LEVELS, Briges, state_sha256
 from briges_ros.training.augment import paste_objects, random_crop, random_light, shrink_inverse
-from briges_ros.training.datasets import Dataset, Sample
+from briges_ros.training.checkpoint import write_whole
+from briges_ros.training.datasets import Dataset, Sample, frames_sha256
 from briges_ros.training.gate_config import PATCH
 
 LAYOUT = 1  # of the cached files and of how views are made; a change makes old caches useless
@@ -289,13 +290,6 @@ def cache_key(source: ViewSource, encoders: dict[str, str]) -> dict[str, Any]:
         source: makes them.
         encoders: sha256 of each frozen encoder's state.
     """
-    data = hashlib.sha256()
-    count = len(source.dataset)
-    for index in sorted({0, count // 2, count - 1}):  # reading them all would take minutes
-        sample = source.dataset[index]
-        data.update(sample.name.encode())
-        data.update(sample.image.tobytes())
-        data.update(sample.inverse.tobytes())
     wanted = source.segmentation_input
     return {
         'layout': LAYOUT,
@@ -303,7 +297,7 @@ def cache_key(source: ViewSource, encoders: dict[str, str]) -> dict[str, Any]:
         'settings': asdict(source.settings),
         'segmentation_input': None if wanted is None else asdict(wanted),
         'shapes': {kind: list(shape) for kind, shape in _shapes(source).items()},
-        'data': data.hexdigest(),
+        'data': frames_sha256(source.dataset),
     }
 
 
@@ -357,7 +351,7 @@ def cached_views(
     if build:
         place.mkdir(parents=True, exist_ok=True)
         with _locked(place / 'lock'):
-            (place / 'key.json').write_text(text + '\n')
+            write_whole(place / 'key.json', text + '\n')
             _fill(source, place, shapes, progress)
     arrays = {kind: np.load(place / f'{kind}.npy', mmap_mode='r') for kind in shapes}
     return CachedViews(source, place, arrays)
@@ -411,9 +405,7 @@ def _fill(
         arrays['inverse'][start:end] = batch.inverse.half().cpu().numpy()
         for array in arrays.values():
             array.flush()
-        partial = done_file.with_suffix('.partial')
-        partial.write_text(str(end))
-        partial.replace(done_file)
+        write_whole(done_file, str(end))
         progress.update(task, completed=end)
     progress.remove_task(task)
 

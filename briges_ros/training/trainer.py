@@ -19,8 +19,12 @@ from briges_ros.errors import BrigesError
 from briges_ros.evaluation.metrics import affine_invariant_depth, depth_metrics
 from briges_ros.network.compact import CompactDepth, load_compact, save_trained
 from briges_ros.training.checkpoint import (
+    DECAY,
+    NOT_NEGATIVE,
+    POSITIVE,
     load_checkpoint,
     progress_bar,
+    require,
     save_checkpoint,
     warm_cosine,
 )
@@ -66,6 +70,13 @@ class TrainConfig:
     seed: int = 0
     start: str = ''
 
+    def __post_init__(self) -> None:
+        require(self, POSITIVE, 'views', 'batch', 'epochs', 'checkpoint_steps')
+        require(self, POSITIVE, 'decoder_lr', 'adapter_lr', 'clip')
+        require(self, NOT_NEGATIVE, 'gradient_weight', 'ratio_weight', 'weight_decay')
+        require(self, NOT_NEGATIVE, 'warmup_steps', 'seed')
+        require(self, DECAY, 'ema')
+
 
 @dataclass(frozen=True)
 class Score:
@@ -84,6 +95,10 @@ class Trainer:
         data: folder with ``nyuv2/`` and ``kitti_drive/``.
         work: where caches and checkpoints go; a second run with the same folder resumes.
         device: torch device name; default: CUDA when there is one.
+
+    Raises:
+        BrigesError: the data are missing or too few, or the work folder belongs to another
+            experiment.
     """
 
     def __init__(
@@ -115,6 +130,10 @@ class Trainer:
         self.step = 0
         self.groups, self.held_out = self._open_data(data)
         self.steps_per_epoch = len(self._epoch_batches(0))
+        if not self.steps_per_epoch:
+            raise BrigesError(
+                f'no data set has enough frames for a batch of {config.batch}; lower batch'
+            )
         total = self.steps_per_epoch * config.epochs
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: warm_cosine(step, config.warmup_steps, total)

@@ -1,6 +1,7 @@
 """Losses, splits, augmentation, and a trainer that survives being killed."""
 
 import json
+import math
 from itertools import pairwise
 
 import cv2
@@ -16,6 +17,8 @@ from briges_ros.network import dinov2_weights
 from briges_ros.training.augment import random_view, shrink_inverse
 from briges_ros.training.checkpoint import warm_cosine
 from briges_ros.training.datasets import NyuV2, Sample, nyu_split, project_inverse
+from briges_ros.training.feature_cache import CachedViews, ViewGroup
+from briges_ros.training.gate_config import read_config
 from briges_ros.training.losses import align, depth_loss
 from briges_ros.training.trainer import TrainConfig, Trainer
 
@@ -207,3 +210,42 @@ def test_a_loss_that_is_no_number_names_its_frames_and_keeps_the_checkpoint(
 def test_a_folder_without_frames_is_refused(tmp_path):
     with pytest.raises(BrigesError, match='holds no frames'):
         NyuV2(tmp_path, 'train')
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'allowed'),
+    [
+        *((key, 0, 'positive, not 0') for key in ('views', 'batch', 'epochs', 'checkpoint_steps')),
+        *((key, -1e-3, 'positive, not -0.001') for key in ('decoder_lr', 'adapter_lr', 'clip')),
+        ('adapter_lr', math.nan, 'positive, not nan'),
+        *(
+            (key, -0.5, 'at least 0, not -0.5')
+            for key in ('gradient_weight', 'ratio_weight', 'weight_decay')
+        ),
+        *((key, -1, 'at least 0, not -1') for key in ('warmup_steps', 'seed')),
+        ('ema', 1.0, r'in \[0, 1\), not 1.0'),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(key, value, allowed, tmp_path):
+    with pytest.raises(ValueError, match=f'^{key} must be {allowed}$'):
+        TrainConfig(**{key: value})
+    text = '.nan' if value != value else repr(value)
+    (tmp_path / 'bad.yaml').write_text(f'{key}: {text}')
+    with pytest.raises(BrigesError, match=rf'bad\.yaml: {key} must be {allowed}$'):
+        read_config(TrainConfig, tmp_path / 'bad.yaml')
+
+
+def test_settings_at_the_ends_of_what_is_allowed_are_taken():
+    TrainConfig(batch=1, views=1, ema=0.0, gradient_weight=0.0, weight_decay=0.0, warmup_steps=0)
+
+
+def test_a_batch_larger_than_every_data_set_is_refused(tmp_path, monkeypatch):
+    try:
+        dinov2_weights.weights_path()
+    except BrigesError as error:
+        pytest.skip(str(error))
+    none = np.zeros(0, np.float16)
+    views = CachedViews(ViewGroup('three frames', 28, 28, 1), 3, True, none, none)
+    monkeypatch.setattr(Trainer, '_open_data', lambda *_: ([views], views))
+    with pytest.raises(BrigesError, match='enough frames for a batch of 4; lower batch'):
+        Trainer(TrainConfig(batch=4), tmp_path, tmp_path, 'cpu')

@@ -27,7 +27,7 @@ from briges_ros.training.datasets.nyuv2 import (
     NyuV2,
     nyu_split,
 )
-from briges_ros.training.datasets.sample import Dataset, Sample
+from briges_ros.training.datasets.sample import Dataset, Sample, frames_sha256
 from briges_ros.training.datasets.tartanair import TartanAir
 from briges_ros.training.datasets.virtual_kitti2 import VirtualKitti2
 
@@ -46,6 +46,7 @@ __all__ = [
     'Sample',
     'TartanAir',
     'VirtualKitti2',
+    'frames_sha256',
     'nyu_split',
     'open_dataset',
     'project_inverse',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,3 +60,15 @@ def inverse_depth(depth: NDArray[np.generic], far_m: float = np.inf) -> NDArray[
     inverse[known] = 1.0 / z[known]
     inverse[z >= far_m] = 0.0
     return inverse
+
+
+def frames_sha256(frames: Dataset) -> str:
+    """Which frames these are, by the first, middle and last: reading them all takes minutes."""
+    digest = hashlib.sha256()
+    count = len(frames)
+    for index in sorted({0, count // 2, count - 1}):
+        sample = frames[index]
+        digest.update(sample.name.encode())
+        digest.update(sample.image.tobytes())
+        digest.update(sample.inverse.tobytes())
+    return digest.hexdigest()
