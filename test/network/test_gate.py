@@ -55,6 +55,16 @@ def test_the_light_gate_learns_from_its_first_step():
     assert gate.expand[-1].weight.grad.abs().sum() > 0
 
 
+def test_the_light_gate_tells_one_place_from_another_by_its_segmentation():
+    gate = LightGate(24, segmentation_width=10, channels=16)
+    nn.init.normal_(gate.expand[-1].weight)
+    level = torch.ones(1, 24, 4, 9)  # every depth token alike, so attention alone is alike, too
+    segmentation = torch.zeros(1, 10, 8, 18)
+    segmentation[..., :6] = torch.randn(1, 10, 1, 1)
+    left, _, right = gate(level, segmentation)[0, :, 2].split(3, dim=1)
+    assert (left[:, 1] - right[:, 1]).abs().max() > 0.1
+
+
 def test_the_paper_gate_is_its_formula():
     gate = PaperGate(32, heads=4)
     level, segmentation = torch.randn(1, 32, 3, 5), torch.randn(1, 32, 4, 4)
