@@ -28,27 +28,38 @@ from briges_ros.network.gate import LightGate
 from briges_ros.network.segmentation import CompactSegmentation
 
 ADAPTER_RANK = 16
-FIRST_ADAPTED_BLOCK = 6  # the trunk below stays frozen, so training can cache its output
+FIRST_ADAPTED_BLOCKS = (0, 6)  # the trunk below stays frozen, so training can cache its output
 
 
 class CompactDepth(nn.Module):
-    """Normalised image (B, 3, 14 h, 14 w) -> inverse depth (B, 8 h, 8 w) up to scale and shift."""
+    """Normalised image (B, 3, 14 h, 14 w) -> inverse depth (B, 8 h, 8 w) up to scale and shift.
 
-    def __init__(self) -> None:
+    Args:
+        first_adapted_block: of the encoder's 12; 0 adapts them all, 6 the upper half.
+    """
+
+    def __init__(self, first_adapted_block: int = 6) -> None:
         super().__init__()
+        if first_adapted_block not in FIRST_ADAPTED_BLOCKS:
+            raise ValueError(f'first_adapted_block must be one of {FIRST_ADAPTED_BLOCKS}')
+        self.first_adapted_block = first_adapted_block
         self.encoder = load_dinov2()
-        self.adapters = self.encoder.add_adapters(ADAPTER_RANK, FIRST_ADAPTED_BLOCK)
+        self.adapters = self.encoder.add_adapters(ADAPTER_RANK, first_adapted_block)
         self.decoder = DptDecoder(WIDTH)
 
     def trunk(self, image: Tensor) -> Tensor:
-        """The frozen part, worth caching: two raw token maps (B, 2, 1 + h w, 384)."""
+        """The frozen part, worth caching: raw token maps (B, 1 or 2, 1 + h w, 384).
+
+        These are the levels among the frozen blocks, or the embedded image if there are none.
+        """
         x = self.encoder.embed(image)
-        return torch.stack(self.encoder.run_blocks(x, 0, FIRST_ADAPTED_BLOCK), dim=1)
+        return torch.stack(self.encoder.run_blocks(x, 0, self.first_adapted_block) or [x], dim=1)
 
     def from_trunk(self, trunk: Tensor, h: int, w: int) -> Tensor:
         """The rest of the network, from a (cached) trunk; h, w in patches."""
-        upper = self.encoder.run_blocks(trunk[:, -1], FIRST_ADAPTED_BLOCK, DEPTH)
-        maps = [self.encoder.level_map(x, h, w) for x in [*trunk.unbind(1), *upper]]
+        lower = trunk.unbind(1) if self.first_adapted_block else ()
+        upper = self.encoder.run_blocks(trunk[:, -1], self.first_adapted_block, DEPTH)
+        maps = [self.encoder.level_map(x, h, w) for x in [*lower, *upper]]
         return self.decoder(maps)[:, 0]
 
     def forward(self, image: Tensor) -> Tensor:
@@ -71,16 +82,26 @@ def save_trained(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     put_in_place(partial, path)
 
 
-def load_compact(path: Path) -> CompactDepth:
+def load_compact(path: Path, first_adapted_block: int | None = None) -> CompactDepth:
     """The depth network with its trained weights, ready for inference.
+
+    Args:
+        path: of the weights.
+        first_adapted_block: adapters from here on. Default: those of the file. Adapters of lower
+            blocks than the file's are new, and change nothing until they are trained.
 
     Raises:
         BrigesError: the file's tensors are not exactly those that were trained.
     """
-    model = CompactDepth()
-    trained = model.trained_parameters()
-    frozen = {name: t for name, t in model.state_dict().items() if name not in trained}
-    load_tensors(model, {**frozen, **read_tensors(path)}, path)
+    tensors = read_tensors(path)
+    lower = any(f'encoder.blocks.{i}.query.up' in tensors for i in range(max(FIRST_ADAPTED_BLOCKS)))
+    theirs = 0 if lower else max(FIRST_ADAPTED_BLOCKS)
+    first = theirs if first_adapted_block is None else first_adapted_block
+    model = CompactDepth(first)
+    new = tuple(f'encoder.blocks.{i}.' for i in range(first, theirs))
+    trained = {name for name in model.trained_parameters() if not name.startswith(new)}
+    kept = {name: t for name, t in model.state_dict().items() if name not in trained}
+    load_tensors(model, {**kept, **tensors}, path)
     return model.eval().requires_grad_(False)
 
 

@@ -59,7 +59,7 @@ class CachedViews:
         group: what they are views of.
         frames: number of frames; each has ``max(1, group.views)`` views.
         sharp: see `Dataset`: whether gradient matching makes sense.
-        trunk: (N, 2, 1 + h w, 384).
+        trunk: (N, 1 or 2, 1 + h w, 384), see `CompactDepth.trunk`.
         inverse: (N, 8 h, 8 w), 1/m.
     """
 
@@ -90,14 +90,15 @@ def cached_views(
     """Open the cache of a group, computing what is missing of it."""
     content = asdict(group)
     del content['repeats']  # how views are used, not what they are
-    key = json.dumps([content, seed, len(frames), frames[0].name, WEIGHTS_SHA256])
+    first = model.first_adapted_block
+    key = json.dumps([content, seed, len(frames), frames[0].name, WEIGHTS_SHA256, first])
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f'{group.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}'
     per_frame = max(1, group.views)
     count = len(frames) * per_frame
     h, w = group.grid
     shapes = {
-        'trunk': (count, 2, 1 + h * w, WIDTH),
+        'trunk': (count, 2 if first else 1, 1 + h * w, WIDTH),
         'inverse': (count, OUTPUT_STEP * h, OUTPUT_STEP * w),
     }
     done_file = stem.with_suffix('.done')

@@ -17,11 +17,17 @@ from rich.console import Console
 
 from briges_ros.errors import BrigesError
 from briges_ros.evaluation.metrics import affine_invariant_depth, depth_metrics
-from briges_ros.network.compact import CompactDepth, load_compact, save_trained
+from briges_ros.network.compact import (
+    FIRST_ADAPTED_BLOCKS,
+    CompactDepth,
+    load_compact,
+    save_trained,
+)
 from briges_ros.training.checkpoint import (
     DECAY,
     NOT_NEGATIVE,
     POSITIVE,
+    Range,
     load_checkpoint,
     progress_bar,
     require,
@@ -53,6 +59,8 @@ class TrainConfig:
         checkpoint_steps: steps between two checkpoints.
         seed: of everything random.
         start: weights (safetensors) to start from instead of a new decoder; empty: none.
+        first_adapted_block: of the encoder's 12 blocks; 6 trains the upper half above cached
+            features, 0 all of them, which takes twice as long.
     """
 
     views: int = 4
@@ -69,6 +77,7 @@ class TrainConfig:
     checkpoint_steps: int = 50
     seed: int = 0
     start: str = ''
+    first_adapted_block: int = 6
 
     def __post_init__(self) -> None:
         require(self, POSITIVE, 'views', 'batch', 'epochs', 'checkpoint_steps')
@@ -76,6 +85,7 @@ class TrainConfig:
         require(self, NOT_NEGATIVE, 'gradient_weight', 'ratio_weight', 'weight_decay')
         require(self, NOT_NEGATIVE, 'warmup_steps', 'seed')
         require(self, DECAY, 'ema')
+        require(self, Range('0 or 6', FIRST_ADAPTED_BLOCKS.__contains__), 'first_adapted_block')
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,8 @@ class Trainer:
         self.console = Console()
         self.device = choose_device(device)
         torch.manual_seed(config.seed)
-        model = load_compact(Path(config.start)) if config.start else CompactDepth()
+        first = config.first_adapted_block
+        model = load_compact(Path(config.start), first) if config.start else CompactDepth(first)
         self.model = model.to(self.device)
         self.model.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = self.model.trained_parameters()

@@ -94,6 +94,28 @@ def test_untrained_adapters_change_nothing_and_merging_trained_ones_either(weigh
         torch.testing.assert_close(before, after, atol=1e-4, rtol=1e-4)
 
 
+def test_adapters_of_lower_blocks_are_added_to_weights_that_have_none(weights, tmp_path):
+    upper, path = CompactDepth(6), tmp_path / WEIGHTS
+    with torch.no_grad():
+        for adapter in upper.adapters:
+            adapter.normal_(std=0.02)
+    save_trained(dict(upper.trained_parameters()), path, {})
+    image = torch.randn(1, 3, 56, 70, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, grown = load_compact(path)(image), load_compact(path, 0)
+        torch.testing.assert_close(grown(image), before)
+        assert grown.trunk(image).shape == (1, 1, 21, 384)
+        grown.encoder.blocks[0].fc1.up.normal_(std=0.02)
+        after = grown(image)
+        assert not torch.allclose(after, before, rtol=1e-2)
+        save_trained(dict(grown.trained_parameters()), path, {})
+        again = load_compact(path)  # as many adapters as the file has
+    assert again.first_adapted_block == 0
+    torch.testing.assert_close(again(image), after, rtol=1e-2, atol=1e-2)
+    with pytest.raises(BrigesError, match=r'blocks\.0\..* is \[.*\] in the file and missing'):
+        load_compact(path, 6)
+
+
 @pytest.mark.parametrize(('h', 'w'), [(13, 44), (21, 28), (4, 4), (5, 7)])
 def test_the_decoder_takes_any_grid(h, w):
     decoder = DptDecoder(384)
