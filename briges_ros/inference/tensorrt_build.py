@@ -10,6 +10,7 @@ from an image's size is a constant for the builder, and a plan has no shapes to 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 from collections.abc import Callable, Mapping
@@ -146,7 +147,8 @@ def build_graph(
     """
     library = _Library(import_tensorrt())
     trt = library.trt
-    logger = _logger(trt)
+    logger = tensorrt_logger(trt)
+    logger.last_error = ''
     try:
         builder = trt.Builder(logger)
     except (RuntimeError, TypeError) as error:  # TypeError: what 10.x makes of a null pointer
@@ -314,8 +316,12 @@ def _one_line(text: str) -> str:
     return ' '.join(text.split())
 
 
-def _logger(trt: Any) -> Any:
-    """TensorRT's messages in our log; the class can only be made once the library is there."""
+@functools.cache
+def tensorrt_logger(trt: Any) -> Any:
+    """TensorRT's messages in our log, the last error kept in ``last_error``.
+
+    A process has one: TensorRT keeps the first that it is given and ignores all others.
+    """
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:

@@ -1,0 +1,205 @@
+"""Plans are built with TensorRT-RTX, which needs no GPU for that, and read back as far as possible.
+
+A plan can only be deserialised with a driver. But one of TensorRT-RTX holds a description of its
+tensors in plain text, and the names of the GPUs that its kernels are for.
+"""
+
+import importlib
+import re
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from briges_ros.inference import tensorrt_build
+from briges_ros.inference.bundle import SegmentationInput
+from briges_ros.inference.engine import EngineError
+from briges_ros.inference.tensorrt_build import (
+    BuildOptions,
+    TensorInfo,
+    build_bundle,
+    build_graph,
+    import_tensorrt,
+    network_shapes,
+)
+
+pytest.importorskip('tensorrt_rtx', reason='tensorrt-rtx is not installed')
+GPUS = ('8.6', '8.9')  # Ampere (RTX 30, A2000) and Ada (RTX 40, L4)
+TENSOR = re.compile(
+    rb'dims=\{ ([\d ]+) \} mem_prop=\d+ '
+    rb'name="(image|level\d|segmentation|inverse_depth)\.1" .{0,300}?type=(\w+)',
+    re.DOTALL,
+)
+
+
+@pytest.fixture(autouse=True)
+def rtx(monkeypatch):
+    """Also where TensorRT itself is installed: it builds for the GPU at hand, if there is one."""
+    monkeypatch.setattr(tensorrt_build, 'LIBRARIES', ('tensorrt_rtx',))
+
+
+def described(plan):
+    """Inputs and outputs as the plan itself has them."""
+    types = {b'float': 'float32', b'half': 'float16'}
+    return {
+        TensorInfo(name.decode(), types[dtype], tuple(map(int, dims.split())))
+        for dims, name, dtype in TENSOR.findall(plan)
+    }
+
+
+def targets(plan):
+    """The GPUs that its kernels are for; it has some for any besides ('*')."""
+    found = {
+        name for names in re.findall(rb'accelerators=\{(.*?)\}', plan) for name in names.split()
+    }
+    return found - {b'*'}
+
+
+@pytest.mark.parametrize('precision', ['fp16', 'fp32'])
+def test_the_compact_bundle_builds_for_both_gpus(bundle, precision):
+    options = BuildOptions(precision, workspace=1 << 30, level=2, compute_capabilities=GPUS)
+    shapes = network_shapes(bundle, 640, 480, 48)
+    steps = []
+
+    def build(name, path, sizes):
+        return build_graph(path, sizes, options, lambda phase, done: steps.append(done))
+
+    built = build_bundle(bundle, shapes, build)
+    features = 'float16' if precision == 'fp16' else 'float32'
+    levels = tuple(TensorInfo(f'level{i}', features, (1, 384, 6, 8)) for i in range(4))
+    assert built['depth_encoder'].inputs == (TensorInfo('image', 'float32', (1, 3, 84, 112)),)
+    assert built['depth_encoder'].outputs == built['gate_decoder'].inputs == levels
+    depth = TensorInfo('inverse_depth', 'float32', (1, 1, 48, 64))
+    assert built['gate_decoder'].outputs == (depth,)
+    for graph in built.values():
+        assert described(graph.plan) == {*graph.inputs, *graph.outputs}
+        assert targets(graph.plan) == {b'sm86', b'sm89'}
+    assert steps[0] == 0 and steps[-1] == 1 and all(0 <= done <= 1 for done in steps)
+    # Weights are most of a plan: as many bytes as the graph has, or half of them.
+    ratio = len(built['depth_encoder'].plan) / bundle.graphs['depth_encoder'].stat().st_size
+    assert (0.5 < ratio < 0.75) if precision == 'fp16' else (1 < ratio < 1.25)
+
+
+def test_one_gpu_alone(bundle):
+    sizes = {f'level{i}': (1, 384, 4, 6) for i in range(4)}
+    graph = build_graph(
+        bundle.graphs['gate_decoder'], sizes, BuildOptions(compute_capabilities=('8.9',))
+    )
+    assert targets(graph.plan) == {b'sm89'}
+
+
+# Graphs that are wrong
+
+
+@pytest.fixture
+def graph_file(tmp_path):
+    def write(operator, domain=''):
+        graph = helper.make_graph(
+            [helper.make_node(operator, ['image'], ['features'], 'the_node', domain=domain)],
+            'one_node',
+            [helper.make_tensor_value_info('image', TensorProto.FLOAT, (1, 3, 'h', 'w'))],
+            [helper.make_tensor_value_info('features', TensorProto.FLOAT, (1, 3, 'h', 'w'))],
+        )
+        opsets = [helper.make_opsetid('', 18), helper.make_opsetid('other', 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        path = tmp_path / 'graph.onnx'
+        onnx.save(model, str(path))
+        return path
+
+    return write
+
+
+SIZES = {'image': (1, 3, 8, 8)}
+
+
+def failure(path, sizes=SIZES, options=BuildOptions(), progress=None):  # noqa: B008
+    with pytest.raises(EngineError) as info:
+        build_graph(path, sizes, options, progress)
+    assert '\n' not in str(info.value)
+    return str(info.value)
+
+
+@pytest.mark.parametrize('precision', ['fp16', 'fp32'])
+def test_a_node_that_it_does_not_know_is_named(graph_file, precision):
+    message = failure(graph_file('Frobnicate', 'other'), options=BuildOptions(precision))
+    assert 'Frobnicate' in message and 'graph.onnx' in message and 'TensorRT-RTX 1.' in message
+
+
+def test_weights_in_a_file_of_their_own(graph_file, tmp_path):
+    path = graph_file('Relu')
+    model = onnx.load(str(path))
+    model.graph.node[0].CopyFrom(helper.make_node('Mul', ['image', 'w'], ['features']))
+    weights = np.full((1, 3, 8, 8), 2, np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weights, 'w'))
+    onnx.save(model, str(path), save_as_external_data=True, location='w.data', size_threshold=0)
+    for precision in ('fp16', 'fp32'):
+        assert build_graph(path, SIZES, BuildOptions(precision)).plan
+    (tmp_path / 'w.data').unlink()
+    for precision in ('fp16', 'fp32'):
+        assert re.search('w.data|initializer: w', failure(path, options=BuildOptions(precision)))
+
+
+@pytest.mark.parametrize(
+    'sizes', [{'image': (1, 4, 8, 8)}, {'image': (1, 3, 8)}, {'picture': (1, 3, 8, 8)}, {}]
+)
+def test_a_size_that_the_graph_cannot_have(graph_file, sizes):
+    assert re.search('cannot have the size|sizes are given of', failure(graph_file('Relu'), sizes))
+
+
+def test_a_file_that_is_no_graph(tmp_path):
+    path = tmp_path / 'graph.onnx'
+    path.write_bytes(b'not a graph')
+    assert 'is not an ONNX graph' in failure(path)
+
+
+def test_a_gpu_that_it_does_not_know(graph_file):
+    message = failure(graph_file('Relu'), options=BuildOptions(compute_capabilities=('3.5',)))
+    assert "'3.5'" in message and '8.6' in message
+
+
+def test_a_precision_that_there_is_not():
+    with pytest.raises(EngineError, match='choose fp16 or fp32'):
+        BuildOptions('fp8')
+
+
+def test_a_build_can_be_stopped(graph_file):
+    assert 'was stopped' in failure(graph_file('Relu'), progress=lambda phase, done: False)
+
+
+def test_what_the_progress_raises_comes_through(graph_file):
+    def interrupt(phase, done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_graph(graph_file('Relu'), SIZES, BuildOptions(), interrupt)
+
+
+def test_without_tensorrt_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(tensorrt_build, 'LIBRARIES', ('tensorrt_none', 'tensorrt_neither'))
+    with pytest.raises(EngineError, match=r'JetPack.*pip install tensorrt-rtx') as info:
+        import_tensorrt()
+    assert 'tensorrt_none' in str(info.value) and '\n' not in str(info.value)
+
+
+def test_a_library_that_cannot_be_loaded_is_passed_over(monkeypatch):
+    """TensorRT is there and what it links to is not: the import raises OSError."""
+    real = importlib.import_module
+
+    def broken(name):
+        if name == 'tensorrt':
+            raise OSError('libnvinfer.so.10: cannot open shared object file')
+        return real(name)
+
+    monkeypatch.setattr(tensorrt_build, 'LIBRARIES', ('tensorrt', 'tensorrt_rtx'))
+    monkeypatch.setattr(importlib, 'import_module', broken)
+    assert import_tensorrt().__name__ == 'tensorrt_rtx'
+
+
+def test_the_sizes_that_a_camera_asks_for(bundle):
+    assert network_shapes(bundle, 1242, 375, 100) == {'depth_encoder': {'image': (1, 3, 70, 252)}}
+    assert network_shapes(bundle, 640, 480) == {'depth_encoder': {'image': (1, 3, 294, 392)}}
+    wanted = SegmentationInput((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), patch=16)
+    gated = replace(bundle, segmentation_input=wanted)
+    assert network_shapes(gated, 640, 480)['segmentation_encoder'] == {'image': (1, 3, 336, 448)}
