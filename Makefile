@@ -57,7 +57,7 @@ node: setup ## Start the node, active, in the foreground: make node ARGS='--ros-
 	  if [ -t 0 ]; then set -m; "$${node[@]}"; exit $$?; fi; exec "$${node[@]}"
 
 clean: ## Remove what was made, but for .venv.
-	rm -rf build install log demo $(BUNDLE) models/*/{depth_encoder,segmentation_encoder,gate_decoder}.onnx models/*/selfcheck.tau.npz \
+	rm -rf build install log demo $(BUNDLE) models/*/{depth_encoder,segmentation_encoder,gate_decoder}{,.int8}.onnx models/*/selfcheck.tau.npz \
 	  .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info
 	find . -name .venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
@@ -82,13 +82,14 @@ $(PACKAGES): $(VENV) constraints.txt ros-wheels.txt pyproject.toml setup.py
 	@$(BIN)/python scripts/mend_cmake_paths.py
 	@touch $@
 
-# torch is for training alone: what runs and what is exported never needs it, but the tests do.
+# torch is for training, NNCF for calibrating and TensorRT-RTX for building engines: what runs and
+# what is exported on this machine needs none of them, but the tests do.
 $(TRAINING): $(PACKAGES)
-	@$(SAY) 'torch into .venv, to test networks and training'
+	@$(SAY) 'torch, NNCF and TensorRT-RTX into .venv, for the tests'
 	@$(BIN)/python -m pip index versions torch 2>/dev/null | grep -q '+cpu' || \
 	  $(SAY) 'note: pip finds no CPU build of torch, and the CUDA build is several GB; to avoid that,'\
 	' stop, and give pip a source of CPU wheels (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL)'
-	@$(PIP_INSTALL) --no-build-isolation -e '.[train]'
+	@$(PIP_INSTALL) --no-build-isolation -e '.[int8,tensorrt-rtx,train]'
 	@touch $@
 
 $(BUNDLE): $(PACKAGES) $(wildcard models/compact/*.safetensors models/compact/*.skeleton.onnx)

@@ -89,13 +89,20 @@ class DepthPipeline:
         max_range: float = 100.0,
         hold_duration: float = 5.0,
         prior: tuple[float, float] | None = None,
+        segmentation_every_n_frames: int = 1,
     ) -> None:
         if not 0.0 < min_range < max_range:
             raise ValueError(f'need 0 < min_range < max_range, got {min_range} and {max_range} m')
         if token_budget is not None and token_budget < 0:
             raise ValueError(f'token_budget must be positive, got {token_budget}')
+        if segmentation_every_n_frames < 1:
+            raise ValueError(
+                f'segmentation_every_n_frames must be 1 or more, got {segmentation_every_n_frames}'
+            )
         self.bundle = bundle
         self.engine = engine
+        self.segmentation_every_n_frames = segmentation_every_n_frames
+        self._key_frame = _KeyFrame(0, (0, 0), 0)
         self.token_budget = token_budget or bundle.token_budget
         self.min_range = min_range
         self.max_range = max_range
@@ -109,18 +116,23 @@ class DepthPipeline:
         name_or_path: str | Path,
         backend: str = 'auto',
         *,
+        precision: str = 'auto',
         token_budget: int | None = None,
         threads: int = 0,
         min_range: float = 0.1,
         max_range: float = 100.0,
         hold_duration: float = 5.0,
         prior: tuple[float, float] | None = None,
+        segmentation_every_n_frames: int = 1,
     ) -> DepthPipeline:
         """Load a model bundle on a backend and check that it computes what it should.
 
         Args:
             name_or_path: a bundle's name, e.g. 'compact', or its folder.
-            backend: 'auto', 'openvino' or 'onnxruntime'.
+            backend: 'auto' for the fastest that computes right, or a name that `briges bench`
+                lists.
+            precision: 'auto' for the backend's fastest that computes right, or 'int8', 'fp16',
+                'bf16' or 'fp32'.
             token_budget: most patches the encoder sees; more is finer and slower. Default: the
                 bundle's.
             threads: CPU threads; 0 lets the backend choose.
@@ -129,12 +141,14 @@ class DepthPipeline:
             hold_duration: seconds that the last fit may serve without fresh anchors.
             prior: (scale, shift) to fall back on, if the user knows them. Default: none, or
                 (1, 0) for a metric network, whose inverse depth is in 1/m.
+            segmentation_every_n_frames: of a network with a gate: how often the segmentation is
+                computed anew; between, that of the last key frame serves.
 
         Raises:
             BrigesError: the bundle or the backend does not load, or fails its self-check.
         """
         bundle = ModelBundle.load(name_or_path)
-        engine, selfcheck = open_checked_engine(bundle, backend, threads)
+        engine, selfcheck = open_checked_engine(bundle, backend, precision, threads)
         pipeline = cls(
             bundle,
             engine,
@@ -143,6 +157,7 @@ class DepthPipeline:
             max_range=max_range,
             hold_duration=hold_duration,
             prior=prior,
+            segmentation_every_n_frames=segmentation_every_n_frames,
         )
         log.info(
             '%s on %s (%s): self-check error %.2g',
@@ -178,7 +193,7 @@ class DepthPipeline:
         if stamp is not None and not math.isfinite(stamp):
             raise ValueError(f'stamp must be seconds or None, got {stamp}')
         clock = _Clock()
-        inputs = prepare(image, self.bundle, self.token_budget)
+        inputs = self._network_inputs(image, stamp)
         clock.lap('preprocess')
         output = self.engine.infer(*inputs)
         clock.lap('inference')
@@ -198,6 +213,25 @@ class DepthPipeline:
                 depth[(relative < low) | (relative > high)] = np.nan
         clock.lap('postprocess')
         return DepthFrame(image, relative, depth, scale, camera, clock.total())
+
+    def _network_inputs(
+        self, image: NDArray[np.uint8], stamp: float | None
+    ) -> tuple[NDArray[np.float32], ...]:
+        """What the engine takes; without the segmentation's between two key frames."""
+        if self.bundle.segmentation_input is None:
+            return prepare(image, self.bundle, self.token_budget)
+        key = self._key_frame
+        size = image.shape[1], image.shape[0]
+        # A picture on its own, or one of another camera, has nothing to do with the last.
+        reuse = (
+            stamp is not None
+            and size == key.size
+            and self.token_budget == key.token_budget
+            and 0 < key.served < self.segmentation_every_n_frames
+        )
+        served = key.served + 1 if reuse else int(stamp is not None)
+        self._key_frame = _KeyFrame(served, size, self.token_budget)
+        return prepare(image, self.bundle, self.token_budget, segmentation=not reuse)
 
     def reset_scale(self) -> None:
         """Forget the held fit; the next frame needs fresh anchors."""
@@ -235,6 +269,15 @@ def _checked_size(image: NDArray[np.uint8], camera: CameraModel | None) -> tuple
             'pass the camera of this image, or camera.scaled(width, height)'
         )
     return height, width
+
+
+@dataclass(frozen=True)
+class _KeyFrame:
+    """The frame whose segmentation is in use: how many it served, its size and token budget."""
+
+    served: int
+    size: tuple[int, int]
+    token_budget: int
 
 
 class _Clock:

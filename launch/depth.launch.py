@@ -60,8 +60,14 @@ def declare_arguments():
         DeclareLaunchArgument(
             'backend',
             default_value=FROM_FILE,
-            description='Inference engine: auto, openvino, onnxruntime. Empty: as the parameter '
-            'file says.',
+            description='Inference engine: auto, or one that `briges bench` lists. Empty: as the '
+            'parameter file says.',
+        ),
+        DeclareLaunchArgument(
+            'precision',
+            default_value=FROM_FILE,
+            description='Arithmetic of the engine: auto, int8, fp16, bf16 or fp32. Empty: as the '
+            'parameter file says.',
         ),
         DeclareLaunchArgument(
             'params_file',
@@ -118,7 +124,7 @@ def start_node(context):
         # The node brings itself up: the same on every distribution, and with plain `ros2 run`.
         'autostart': ParameterValue(LaunchConfiguration('autostart'), value_type=bool),
     }
-    for name in ('model', 'backend'):
+    for name in ('model', 'backend', 'precision'):
         if LaunchConfiguration(name).perform(context) != FROM_FILE:
             overrides[name] = ParameterValue(LaunchConfiguration(name), value_type=str)
     return [

@@ -41,6 +41,7 @@ class DepthJob:
     sparse_depth: list[Path]
     model: str
     backend: str
+    precision: str
     token_budget: int | None
     max_range: float
 
@@ -54,7 +55,11 @@ def run(job: DepthJob) -> None:
     sensor_files = _pair_sensor_files(job)
     camera_file = read_camera(job.camera) if job.camera else None
     pipeline = DepthPipeline.load(
-        job.model, job.backend, token_budget=job.token_budget, max_range=job.max_range
+        job.model,
+        job.backend,
+        precision=job.precision,
+        token_budget=job.token_budget,
+        max_range=job.max_range,
     )
     try:
         job.output.mkdir(parents=True, exist_ok=True)

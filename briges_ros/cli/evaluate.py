@@ -55,6 +55,7 @@ class EvaluateJob:
     split: str
     output: Path
     backend: str = 'auto'
+    precision: str = 'auto'
     token_budget: int | None = None
     limit: int | None = None
     crop: str | None = None
@@ -151,7 +152,9 @@ def run(job: EvaluateJob) -> None:
     chosen = chosen_indices(len(frames), job.limit)
     scored = _scored_settings(job, frames)
     against = _other_run(job.against, scored, chosen) if job.against else None
-    pipeline = DepthPipeline.load(bundle.folder, job.backend, token_budget=job.token_budget)
+    pipeline = DepthPipeline.load(
+        bundle.folder, job.backend, precision=job.precision, token_budget=job.token_budget
+    )
     settings = _settings(scored, pipeline)
     results_file = job.output / 'frames.csv'
     try:

@@ -6,12 +6,23 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import numpy as np
 from rich.console import Console
+from rich.progress import Progress
 
 from briges_ros.errors import BrigesError
-from briges_ros.inference.bundle import checkout_models, model_folders, user_models
+from briges_ros.image_file import decode_file
+from briges_ros.inference.bundle import (
+    ModelBundle,
+    checkout_models,
+    model_folders,
+    user_models,
+)
+from briges_ros.inference.selfcheck import open_checked_engine
 
 OURS = 'compact'
+SUFFIXES = ('.png', '.jpg', '.jpeg')
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,7 @@ class ExportJob:
         gates: published: file that gate training released for this pair.
         tau_cross, tau_self: Attention Temperature Scaling; 1 = off.
         accept_noncommercial: published weights that must not be used commercially may be taken.
+        calibrate: folder of images to make int8 graphs with; None = none.
     """
 
     model: str
@@ -37,6 +49,7 @@ class ExportJob:
     tau_cross: float = 1.0
     tau_self: float = 1.0
     accept_noncommercial: bool = False
+    calibrate: Path | None = None
 
 
 def run(job: ExportJob) -> None:
@@ -48,8 +61,12 @@ def run(job: ExportJob) -> None:
     start = time.monotonic()
     try:
         folder = _compact(job) if job.model == OURS else _from_torch(job)
+        if job.calibrate is not None:
+            _calibrate(folder, job.calibrate)
     except ImportError as error:
         extra = 'export' if job.model == OURS else 'train'
+        if error.name == 'nncf':
+            extra = 'int8'
         raise BrigesError(
             f'this export needs {error.name}; run: pip install "briges_ros[{extra}]"'
         ) from error
@@ -78,6 +95,34 @@ def _compact(job: ExportJob) -> Path:
     folder = job.output or (checkout_models() or user_models()) / OURS
     with Console(stderr=True).status(f'exporting {OURS} to {folder}'):
         return compose_compact(source, folder, job.gate, job.tau_cross, job.tau_self)
+
+
+def _calibrate(folder: Path, images: Path) -> None:
+    from briges_ros.network.compose import WEIGHTS
+    from briges_ros.network.int8 import IMAGES, add_graphs, calibrate, write_skeletons
+
+    files = sorted(path for path in images.rglob('*') if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise BrigesError(
+            f'{images} holds no images ({", ".join(SUFFIXES)}); '
+            'give a folder with some dozens of what the camera sees'
+        )
+    chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(IMAGES, len(files))).astype(int)]
+    bundle = ModelBundle.load(folder)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(f'int8 from {len(chosen)} images', total=len(bundle.graphs) + 1)
+        pictures = [
+            np.asarray(decode_file(path, cv2.IMREAD_COLOR)[..., ::-1], np.uint8) for path in chosen
+        ]
+        graphs = calibrate(bundle, pictures, lambda: progress.advance(task))
+    add_graphs(bundle, graphs)
+    if (folder / WEIGHTS).is_file():  # a bundle among its sources: the next one is composed of them
+        write_skeletons(bundle, graphs, folder)
+    _, result = open_checked_engine(ModelBundle.load(folder), 'onnxruntime', 'int8')
+    print(
+        f'{folder}: int8 graphs, relative error {result.relative_error:.3f}, '
+        f'correlation {result.correlation:.4f}'
+    )
 
 
 def _from_torch(job: ExportJob) -> Path:

@@ -1,4 +1,4 @@
-"""`briges models` and `briges check`."""
+"""`briges models`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from rich.console import Console
 from rich.table import Table
 
 from briges_ros.inference.bundle import BundleError, ModelBundle, model_folders
-from briges_ros.inference.selfcheck import open_checked_engine
 
 
 def run() -> None:
     """Print every bundle that can be found by name."""
-    table = Table('name', 'gate', 'tokens', 'licence', 'folder')
+    table = Table('name', 'gate', 'tokens', 'int8', 'licence', 'folder')
     seen: set[str] = set()
     for models in model_folders():
         for path in sorted(models.glob('*/model.json')):
@@ -21,12 +20,15 @@ def run() -> None:
             try:
                 bundle = ModelBundle.load(path.parent)
             except BundleError as error:
-                table.add_row(path.parent.name, '-', '-', f'unusable: {error}', str(path.parent))
+                table.add_row(
+                    path.parent.name, '-', '-', '-', f'unusable: {error}', str(path.parent)
+                )
             else:
                 table.add_row(
                     path.parent.name,
                     _gate(bundle),
                     str(bundle.token_budget),
+                    'yes' if bundle.int8_graphs else 'no',
                     bundle.licence,
                     str(path.parent),
                 )
@@ -42,13 +44,3 @@ def _gate(bundle: ModelBundle) -> str:
     if (bundle.tau_cross, bundle.tau_self) == (1.0, 1.0):
         return bundle.gate
     return f'{bundle.gate}, tau {bundle.tau_cross:g} (cross), {bundle.tau_self:g} (self)'
-
-
-def run_check(model: str, backend: str) -> None:
-    """Compare an engine with the bundle's reference."""
-    bundle = ModelBundle.load(model)
-    engine, result = open_checked_engine(bundle, backend)
-    print(
-        f'{bundle.name} on {engine.name} ({engine.precision}): relative error '
-        f'{result.relative_error:.2e}, correlation {result.correlation:.6f}: passed'
-    )

@@ -16,7 +16,7 @@ from typing import Any
 
 from briges_ros.errors import BrigesError
 
-FORMAT = 2
+FORMAT = 3
 GRAPHS = ('depth_encoder', 'segmentation_encoder', 'gate_decoder')
 GATES = ('none', 'light', 'paper')
 OUTPUTS = ('relative_inverse_depth', 'metric_depth')
@@ -73,7 +73,9 @@ class ModelBundle:
         mean, std: normalisation of RGB in [0, 1].
         graphs: path of each ONNX graph, by name. A bundle with ``gate: none`` has no
             ``segmentation_encoder``.
-        selfcheck: path of the reference inputs and output.
+        selfcheck: path of the reference inputs and of what each graph makes of them.
+        int8_graphs: path of each graph with static quantisation (QuantizeLinear and
+            DequantizeLinear around what an engine may compute in int8); empty if it has none.
         segmentation_input: of the segmentation encoder; None with ``gate: none``.
         tau_cross, tau_self: Attention Temperature Scaling that is folded into the gates; 1 = off.
         sources: what it was made of, with licences and sha256.
@@ -92,6 +94,7 @@ class ModelBundle:
     std: tuple[float, float, float]
     graphs: dict[str, Path]
     selfcheck: Path
+    int8_graphs: dict[str, Path] = field(default_factory=dict)
     segmentation_input: SegmentationInput | None = None
     tau_cross: float = 1.0
     tau_self: float = 1.0
@@ -117,6 +120,10 @@ class ModelBundle:
                 )
             files = {**values['graphs'], 'selfcheck': values['selfcheck']}
             paths = {key: _checked_file(folder, entry, mend) for key, entry in files.items()}
+            int8_graphs = {
+                key: _checked_file(folder, entry, mend)
+                for key, entry in values.get('int8_graphs', {}).items()
+            }
             inputs, temperature = values['input'], values['attention_temperature']
             gate = str(values['gate'])
             gated = gate != 'none'
@@ -133,6 +140,7 @@ class ModelBundle:
                 std=_three(inputs['std']),
                 graphs={key: value for key, value in paths.items() if key != 'selfcheck'},
                 selfcheck=paths['selfcheck'],
+                int8_graphs=int8_graphs,
                 segmentation_input=(
                     _segmentation_input(values['segmentation_input']) if gated else None
                 ),
@@ -143,7 +151,7 @@ class ModelBundle:
             )
         except (OSError, ValueError) as error:
             raise BundleError(f'{path} cannot be read ({error}); {mend}') from error
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise BundleError(f'{path} lacks or garbles {error}; {mend}') from error
         if bundle.patch < 1 or bundle.token_budget < 1 or not min(bundle.std) > 0:
             raise BundleError(f'{path}: patch, token_budget and std must be positive; {mend}')
@@ -154,11 +162,16 @@ class ModelBundle:
         if bundle.output not in OUTPUTS:
             raise BundleError(f'{path}: unknown output {bundle.output!r}, known: {OUTPUTS}')
         needed = set(GRAPHS) - (set() if gated else {'segmentation_encoder'})
-        if set(bundle.graphs) != needed:
-            raise BundleError(
-                f'{path}: graphs {sorted(bundle.graphs)}, expected {sorted(needed)}; {mend}'
-            )
+        for graphs in (bundle.graphs, bundle.int8_graphs):
+            if set(graphs) != needed and (graphs or graphs is bundle.graphs):
+                raise BundleError(
+                    f'{path}: graphs {sorted(graphs)}, expected {sorted(needed)}; {mend}'
+                )
         return bundle
+
+    def graphs_in(self, precision: str) -> dict[str, Path]:
+        """The graphs that an engine of some precision starts from."""
+        return self.int8_graphs if precision == 'int8' else self.graphs
 
 
 def _segmentation_input(entry: Any) -> SegmentationInput:

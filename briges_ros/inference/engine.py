@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -16,16 +18,20 @@ from numpy.typing import NDArray
 from briges_ros.errors import BrigesError
 from briges_ros.inference.bundle import ModelBundle
 
-# Fastest first, as measured by benchmarks/engines.py; 'auto' takes the first that loads
-# and passes its self-check.
-BACKENDS = {
-    'openvino': 'briges_ros.inference.openvino_engine',
-    'onnxruntime': 'briges_ros.inference.onnxruntime_engine',
-}
+PRECISIONS = ('int8', 'fp16', 'bf16', 'fp32')
 
 
 class EngineError(BrigesError):
     """A backend that is missing, does not load the bundle, or computes wrong numbers."""
+
+
+Arrays = dict[str, NDArray[np.float32]]
+
+Graph = Callable[[Arrays], Arrays]
+"""A loaded ONNX graph: arrays by the names of its inputs -> arrays by those of its outputs.
+
+What it returns may be its own memory, which its next run overwrites.
+"""
 
 
 class Engine(Protocol):
@@ -33,7 +39,7 @@ class Engine(Protocol):
 
     Attributes:
         name: the backend, e.g. 'openvino'.
-        precision: what it computes in, e.g. 'bf16'.
+        precision: what it computes in, one of `PRECISIONS`.
     """
 
     name: str
@@ -49,64 +55,143 @@ class Engine(Protocol):
         Args:
             image: (1, 3, h, w) input of the depth encoder; h, w multiples of the bundle's patch.
             segmentation_image: (1, 3, hs, ws) input of the segmentation encoder; only with a gate.
+                None takes the segmentation of the last frame that had one: it changes slowly.
 
         Returns:
             (h', w') output, the caller's own; `ModelBundle.output` says what it means.
 
         Raises:
-            ValueError: a segmentation input too many or too few.
+            ValueError: a segmentation input for a network without a gate, or none yet for one with.
+        """
+        ...
+
+    def run_graph(self, graph: str, inputs: Arrays) -> Arrays:
+        """Run one graph of the bundle on its own, as the self-check does.
+
+        Args:
+            graph: its name, e.g. 'gate_decoder'.
+            inputs: by the names of the graph's inputs.
+
+        Returns:
+            By the names of its outputs; valid until the next run.
         """
         ...
 
 
-Arrays = dict[str, NDArray[np.float32]]
-
-Graph = Callable[[Arrays], Arrays]
-"""A loaded ONNX graph: arrays by the names of its inputs -> arrays by those of its outputs.
-
-What it returns may be its own memory, which its next run overwrites.
-"""
-
-
 class GraphEngine:
-    """An engine over graphs that take and return host arrays (the CPU backends)."""
+    """An engine over graphs that take and return host arrays."""
 
     def __init__(self, name: str, precision: str, graphs: dict[str, Graph]) -> None:
         self.name = name
         self.precision = precision
-        self._depth_encoder = graphs['depth_encoder']
-        self._segmentation_encoder = graphs.get('segmentation_encoder')
-        self._gate_decoder = graphs['gate_decoder']
+        self._graphs = graphs
+        self._segmentation: Arrays = {}
 
     def infer(
         self, image: NDArray[np.float32], segmentation_image: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """See `Engine.infer`."""
-        if (segmentation_image is None) != (self._segmentation_encoder is None):
-            raise ValueError('a segmentation input goes with a gate: use prepare(image, bundle)')
-        features = self._depth_encoder({'image': image})
-        if self._segmentation_encoder is not None and segmentation_image is not None:
-            features |= self._segmentation_encoder({'image': segmentation_image})
-        (output,) = self._gate_decoder(features).values()
+        gated = 'segmentation_encoder' in self._graphs
+        if segmentation_image is not None:
+            if not gated:
+                raise ValueError(
+                    'a segmentation input goes with a gate: use prepare(image, bundle)'
+                )
+            self._segmentation = self._graphs['segmentation_encoder']({'image': segmentation_image})
+        elif gated and not self._segmentation:
+            raise ValueError('the first frame of a network with a gate needs a segmentation input')
+        features = self._graphs['depth_encoder']({'image': image})
+        (output,) = self._graphs['gate_decoder'](features | self._segmentation).values()
         return np.array(output.reshape(output.shape[-2:]), np.float32)
 
+    def run_graph(self, graph: str, inputs: Arrays) -> Arrays:
+        """See `Engine.run_graph`."""
+        if graph == 'segmentation_encoder':
+            self._segmentation = {}  # it may be that graph's own memory
+        return self._graphs[graph](inputs)
 
-def open_engine(bundle: ModelBundle, backend: str, threads: int = 0) -> Engine:
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to run bundles.
+
+    Attributes:
+        module: has ``precisions(bundle, device)``, which says what it can compute this bundle in,
+            fastest first, and ``open_engine(bundle, device, precision, threads)``.
+        device: of those that the module knows.
+        mend: how to get it, if it is missing.
+    """
+
+    module: str
+    device: str
+    mend: str
+
+
+_INFERENCE = 'briges_ros.inference'
+_ONNXRUNTIME = f'{_INFERENCE}.onnxruntime_engine'
+_ONNXRUNTIME_GPU = 'pip install onnxruntime-gpu (in place of onnxruntime)'
+
+# Fastest first, as measured by benchmarks/engines.py. 'auto' leaves torch out: see `AUTO`.
+BACKENDS = {
+    'onnxruntime-tensorrt': Backend(_ONNXRUNTIME, 'tensorrt', _ONNXRUNTIME_GPU),
+    'onnxruntime-cuda': Backend(_ONNXRUNTIME, 'cuda', _ONNXRUNTIME_GPU),
+    'openvino': Backend(f'{_INFERENCE}.openvino_engine', 'CPU', 'pip install openvino'),
+    'onnxruntime': Backend(_ONNXRUNTIME, 'cpu', 'pip install onnxruntime'),
+    'torch-cuda': Backend(f'{_INFERENCE}.torch_engine', 'cuda', 'pip install torch onnx'),
+    'torch': Backend(f'{_INFERENCE}.torch_engine', 'cpu', 'pip install torch onnx'),
+}
+AUTO = tuple(name for name in BACKENDS if not name.startswith('torch'))
+
+
+def precisions(bundle: ModelBundle, backend: str) -> tuple[str, ...]:
+    """What a backend can compute a bundle in on this machine, fastest first.
+
+    Raises:
+        EngineError: there is no such backend, or it cannot run here; with the mend.
+    """
+    module = _module(backend)
+    found: tuple[str, ...] = module.precisions(bundle, BACKENDS[backend].device)
+    return found
+
+
+def open_engine(
+    bundle: ModelBundle, backend: str, precision: str = 'auto', threads: int = 0
+) -> Engine:
     """Load a bundle on one backend. What it computes is not checked yet: see `selfcheck`.
 
     Args:
         bundle: the checked bundle.
         backend: one of `BACKENDS`.
+        precision: one of `precisions`; 'auto' is the first of them.
         threads: CPU threads; 0 lets the backend choose.
 
     Raises:
-        EngineError: unknown backend, not installed, or it does not load the bundle.
+        EngineError: unknown backend or precision, not installed, or it does not load the bundle.
     """
+    possible = precisions(bundle, backend)
+    if precision == 'auto':
+        precision = possible[0]
+    if precision not in possible:
+        why = ''
+        if precision == 'int8' and not bundle.int8_graphs:
+            why = (
+                f' ({bundle.name} has no int8 graphs; make them with: '
+                f'briges export {bundle.name} --calibrate FOLDER_OF_IMAGES)'
+            )
+        raise EngineError(
+            f'{backend} cannot compute {bundle.name} in {precision} here, only in '
+            f'{", ".join(possible)}{why}'
+        )
+    engine: Engine = _module(backend).open_engine(
+        bundle, BACKENDS[backend].device, precision, threads
+    )
+    return engine
+
+
+def _module(backend: str) -> ModuleType:
     if backend not in BACKENDS:
         raise EngineError(f'unknown backend {backend!r}; choose auto, {", ".join(BACKENDS)}')
     try:
-        module = importlib.import_module(BACKENDS[backend])
+        return importlib.import_module(BACKENDS[backend].module)
     except ImportError as error:
-        raise EngineError(f'{backend}: {error}; pip install {backend}') from error
-    engine: Engine = module.open_engine(bundle, threads)
-    return engine
+        raise EngineError(f'{backend}: {error}; {BACKENDS[backend].mend}') from error

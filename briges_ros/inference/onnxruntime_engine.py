@@ -1,40 +1,99 @@
-"""The onnxruntime backend (CPU, float32)."""
+"""The onnxruntime backend: on the CPU, and with its GPU package on CUDA or TensorRT."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.engine import Arrays, EngineError, Graph, GraphEngine
+from briges_ros.inference.engine_cache import default_folder
+
+PROVIDERS = {
+    'cpu': 'CPUExecutionProvider',
+    'cuda': 'CUDAExecutionProvider',
+    'tensorrt': 'TensorrtExecutionProvider',
+}
+NAMES = {'cpu': 'onnxruntime', 'cuda': 'onnxruntime-cuda', 'tensorrt': 'onnxruntime-tensorrt'}
 
 
-def open_engine(bundle: ModelBundle, threads: int) -> GraphEngine:
+def precisions(bundle: ModelBundle, device: str) -> tuple[str, ...]:
+    """See `engine.precisions`.
+
+    Raises:
+        EngineError: this onnxruntime was built without the device.
+    """
+    if PROVIDERS[device] not in onnxruntime.get_available_providers():
+        raise EngineError(
+            f'{NAMES[device]}: this onnxruntime is one without {PROVIDERS[device]}; '
+            'pip install onnxruntime-gpu (in place of onnxruntime)'
+        )
+    if device == 'cpu':
+        # Its int8 is no faster than its float32 where that was measured.
+        return ('fp32', *(('int8',) if bundle.int8_graphs else ()))
+    return ('fp16', 'fp32')
+
+
+def open_engine(bundle: ModelBundle, device: str, precision: str, threads: int) -> GraphEngine:
     """Load the bundle's graphs; ``threads`` 0 means one for each core.
 
     Raises:
         EngineError: onnxruntime does not load a graph.
     """
-    graphs = {name: _open_graph(path, threads) for name, path in bundle.graphs.items()}
-    return GraphEngine('onnxruntime', 'fp32', graphs)
+    graphs = {
+        name: _open_graph(path, device, precision, threads)
+        for name, path in bundle.graphs_in(precision).items()
+    }
+    return GraphEngine(NAMES[device], precision, graphs)
 
 
-def _open_graph(path: Path, threads: int) -> Graph:
+def _open_graph(path: Path, device: str, precision: str, threads: int) -> Graph:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only
     # Idle workers must sleep: on a robot the other nodes need the cores between two frames.
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+    settings: dict[str, Any] = {}
+    if device == 'cuda':
+        # TF32 has 11 bits, and it is on by itself.
+        settings = {'use_tf32': '0', 'cudnn_conv_algo_search': 'HEURISTIC'}
+    elif device == 'tensorrt':
+        folder = default_folder() / 'onnxruntime'
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings = {'trt_engine_cache_enable': '1', 'trt_engine_cache_path': str(folder)}
     try:
         session = onnxruntime.InferenceSession(
-            str(path), options, providers=['CPUExecutionProvider']
+            _half(path) if precision == 'fp16' else str(path),
+            options,
+            providers=[(PROVIDERS[device], settings)],
         )
     except Exception as error:  # its errors share no base class
-        raise EngineError(f'onnxruntime does not load {path}: {error}') from error
+        raise EngineError(f'{NAMES[device]} does not load {path}: {error}') from error
+    if PROVIDERS[device] not in session.get_providers():  # it falls back to the CPU with a warning
+        raise EngineError(
+            f'{NAMES[device]} found no GPU that it can use, or not the CUDA libraries that it '
+            'was built for; see the list of versions in the documentation of onnxruntime-gpu'
+        )
     names = [value.name for value in session.get_outputs()]
+    types = {value.name: value.type for value in session.get_inputs()}
 
     def run(inputs: Arrays) -> Arrays:
-        return dict(zip(names, session.run(names, inputs), strict=True))
+        fed = {
+            name: array.astype('float16') if types[name] == 'tensor(float16)' else array
+            for name, array in inputs.items()
+        }
+        return dict(zip(names, session.run(names, fed), strict=True))
 
     return run
+
+
+def _half(path: Path) -> bytes:
+    """The graph in float16. Loading it costs a second, so it is kept nowhere."""
+    import onnx  # only here: what runs float32 and int8 needs none
+
+    from briges_ros.inference.half_precision import half_precision
+
+    content: bytes = half_precision(onnx.load(str(path))).SerializeToString()
+    return content

@@ -1,4 +1,4 @@
-"""The OpenVINO backend (CPU; bf16 where the CPU has it, else float32)."""
+"""The OpenVINO backend, on the CPU: int8 and bf16 where the CPU has them, and float32."""
 
 from __future__ import annotations
 
@@ -9,36 +9,68 @@ import openvino
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.engine import Arrays, EngineError, Graph, GraphEngine
 
-DEVICE = 'CPU'
+# Networks are compiled for the size of their inputs, which is a tenth faster than for any size.
+# So many sizes are kept: one for each of some cameras.
+SIZES_KEPT = 4
 
 
-def open_engine(bundle: ModelBundle, threads: int) -> GraphEngine:
+def precisions(bundle: ModelBundle, device: str) -> tuple[str, ...]:
+    """See `engine.precisions`. A CPU with bf16 has int8 too, and that is faster."""
+    capabilities = openvino.Core().get_property(device, 'OPTIMIZATION_CAPABILITIES')
+    return (
+        *(('int8',) if bundle.int8_graphs and 'INT8' in capabilities else ()),
+        *(('bf16',) if 'BF16' in capabilities else ()),
+        'fp32',
+    )
+
+
+def open_engine(bundle: ModelBundle, device: str, precision: str, threads: int) -> GraphEngine:
     """Load the bundle's graphs; ``threads`` 0 lets OpenVINO choose.
 
     Raises:
         EngineError: OpenVINO does not load a graph.
     """
     core = openvino.Core()
-    precision = (
-        'bf16' if 'BF16' in core.get_property(DEVICE, 'OPTIMIZATION_CAPABILITIES') else 'f32'
-    )
     config: dict[str, object] = {
         'PERFORMANCE_HINT': 'LATENCY',
-        'INFERENCE_PRECISION_HINT': precision,
+        'INFERENCE_PRECISION_HINT': 'bf16' if precision == 'bf16' else 'f32',
     }
     if threads:
         config['INFERENCE_NUM_THREADS'] = threads
-    graphs = {name: _open_graph(core, path, config) for name, path in bundle.graphs.items()}
-    return GraphEngine('openvino', 'bf16' if precision == 'bf16' else 'fp32', graphs)
+    graphs = {
+        name: _open_graph(core, device, path, config)
+        for name, path in bundle.graphs_in(precision).items()
+    }
+    return GraphEngine('openvino', precision, graphs)
 
 
-def _open_graph(core: openvino.Core, path: Path, config: dict[str, object]) -> Graph:
+def _open_graph(core: openvino.Core, device: str, path: Path, config: dict[str, object]) -> Graph:
     try:
-        request = core.compile_model(str(path), DEVICE, config).create_infer_request()
+        model = core.read_model(str(path))
     except RuntimeError as error:
         raise EngineError(f'openvino does not load {path}: {error}') from error
 
+    def compiled(inputs: Arrays) -> openvino.InferRequest:
+        fixed = model.clone()
+        try:
+            fixed.reshape({name: list(array.shape) for name, array in inputs.items()})
+            return core.compile_model(fixed, device, config).create_infer_request()
+        except RuntimeError as error:
+            sizes = ', '.join(f'{name} {array.shape}' for name, array in inputs.items())
+            raise EngineError(
+                f'openvino does not compile {path} for {sizes}: {" ".join(str(error).split())}'
+            ) from error
+
+    requests: dict[tuple[tuple[int, ...], ...], openvino.InferRequest] = {}
+
     def run(inputs: Arrays) -> Arrays:
+        sizes = tuple(array.shape for array in inputs.values())
+        request = requests.pop(sizes, None)
+        if request is None:
+            request = compiled(inputs)
+            if len(requests) == SIZES_KEPT:
+                del requests[next(iter(requests))]  # the one that was not used for the longest time
+        requests[sizes] = request
         # Features are read where they were written: no copies between the graphs.
         results = request.infer(inputs, share_inputs=True, share_outputs=True)
         return {output.any_name: results[output] for output in results}

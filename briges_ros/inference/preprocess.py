@@ -16,7 +16,10 @@ NEAREST_M = 1e-3  # a metric network's zero metres become this many
 
 
 def prepare(
-    image: NDArray[np.uint8], bundle: ModelBundle, token_budget: int | None = None
+    image: NDArray[np.uint8],
+    bundle: ModelBundle,
+    token_budget: int | None = None,
+    segmentation: bool = True,
 ) -> tuple[NDArray[np.float32], ...]:
     """An image as the network takes it: what `Engine.infer` wants, in its order.
 
@@ -24,6 +27,8 @@ def prepare(
         image: (H, W, 3) uint8 RGB.
         bundle: the model.
         token_budget: most patches that the depth encoder may see; default: the bundle's.
+        segmentation: False leaves the segmentation encoder's input out, so that the engine takes
+            the last segmentation again.
 
     Returns:
         The depth encoder's input (1, 3, h, w) float32 and, if the bundle has a gate, the
@@ -34,7 +39,7 @@ def prepare(
     )
     depth = network_input(image, width, height, bundle.mean, bundle.std)
     wanted = bundle.segmentation_input
-    if wanted is None:
+    if wanted is None or not segmentation:
         return (depth,)
     size = wanted.pixels(width // bundle.patch, height // bundle.patch)
     return depth, network_input(image, *size, wanted.mean, wanted.std)

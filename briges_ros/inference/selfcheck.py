@@ -1,7 +1,8 @@
 """Is what the engine computes what the network computes?
 
 Engines that build, run fast and are wrong are the worst bug in this field, so every engine is
-compared with the bundle's float32 reference before it is used.
+compared with the bundle's float32 reference before it is used: each graph on its own, and all of
+them together.
 """
 
 from __future__ import annotations
@@ -11,39 +12,101 @@ import zipfile
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from briges_ros.inference.bundle import BundleError, ModelBundle
-from briges_ros.inference.engine import BACKENDS, Engine, EngineError, open_engine
+from briges_ros.inference.engine import (
+    AUTO,
+    Arrays,
+    Engine,
+    EngineError,
+    open_engine,
+    precisions,
+)
 
 log = logging.getLogger('briges_ros')
 
-# Root mean square error relative to the reference's standard deviation. fp32 backends measure about
-# 1e-6, so 1e-3 is generous and still catches weights that are off by a few per cent. bf16 keeps 8
-# bits of mantissa through 12 blocks, which is a few per cent.
-TOLERANCE = {'fp32': 1e-3, 'bf16': 0.1}
+WHOLE = 'image to output'
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a precision explains.
+
+    Attributes:
+        error: greatest `Comparison.relative_error`.
+        scale: greatest difference of `Comparison.scale` from 1.
+    """
+
+    error: float
+    scale: float
+
+
+# fp32 backends measure about 1e-6, so this is generous and still catches weights that are off by a
+# few per cent. Half keeps 11 bits and measures 2e-3. bf16 keeps 8 through 12 blocks, and int8 has
+# 8 with one scale for a whole tensor: a few per cent each.
+TOLERANCE = {
+    'fp32': Tolerance(1e-3, 1e-3),
+    'fp16': Tolerance(0.02, 0.01),
+    'bf16': Tolerance(0.1, 0.03),
+    'int8': Tolerance(0.15, 0.05),
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One output beside its reference.
+
+    Attributes:
+        graph: which computed it; `WHOLE` for all of them, one after the other.
+        output: its name.
+        relative_error: root mean square error over the reference's standard deviation.
+        correlation: of output and reference.
+        scale: of the line through the output over the reference: 1 if no factor crept in.
+    """
+
+    graph: str
+    output: str
+    relative_error: float
+    correlation: float
+    scale: float
+
+    def within(self, tolerance: Tolerance) -> bool:
+        """Does the precision explain it? Never of what is not a number."""
+        return self.relative_error <= tolerance.error and abs(self.scale - 1) <= tolerance.scale
 
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """Outcome of a self-check.
+    """Outcome of a self-check that passed.
 
     Attributes:
-        relative_error: RMS error over the reference's standard deviation.
-        correlation: of output and reference.
+        comparisons: of every output of every graph; the whole network's comes last.
     """
 
-    relative_error: float
-    correlation: float
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def relative_error(self) -> float:
+        """Of the whole network."""
+        return self.comparisons[-1].relative_error
+
+    @property
+    def correlation(self) -> float:
+        """Of the whole network."""
+        return self.comparisons[-1].correlation
 
 
 def open_checked_engine(
-    bundle: ModelBundle, backend: str = 'auto', threads: int = 0
+    bundle: ModelBundle, backend: str = 'auto', precision: str = 'auto', threads: int = 0
 ) -> tuple[Engine, SelfCheck]:
     """Load a bundle on a backend that computes what it should.
 
     Args:
         bundle: the checked bundle.
-        backend: one of `BACKENDS`, or 'auto' for the fastest that loads and passes.
+        backend: one of `engine.BACKENDS`, or 'auto' for the first of `AUTO` that loads and passes.
+        precision: one of `engine.PRECISIONS`, or 'auto' for the fastest that passes: a backend
+            whose fast precision fails the self-check falls back on its next.
         threads: CPU threads; 0 lets the backend choose.
 
     Returns:
@@ -53,56 +116,117 @@ def open_checked_engine(
         EngineError: none does; says why for each.
     """
     reasons = []
-    for name in BACKENDS if backend == 'auto' else [backend]:
+    for name in AUTO if backend == 'auto' else [backend]:
         try:
-            engine = open_engine(bundle, name, threads)
+            candidates = precisions(bundle, name) if precision == 'auto' else (precision,)
         except EngineError as error:
             reasons.append(str(error))
             log.info('backend skipped: %s', error)
             continue
-        try:
-            return engine, check_engine(engine, bundle)
-        except EngineError as error:
-            reasons.append(str(error))
-            log.warning('backend skipped: %s', error)
+        for candidate in candidates:
+            try:
+                engine = open_engine(bundle, name, candidate, threads)
+            except EngineError as error:
+                reasons.append(str(error))
+                log.info('backend skipped: %s', error)
+                continue
+            try:
+                return engine, check_engine(engine, bundle)
+            except EngineError as error:
+                reasons.append(str(error))
+                log.warning('backend skipped: %s', error)
     raise EngineError('; '.join(reasons))
 
 
 def check_engine(engine: Engine, bundle: ModelBundle) -> SelfCheck:
     """Run the bundle's reference inputs and compare.
 
-    They lie in its ``selfcheck.npz``: ``image`` and, with a gate, ``segmentation_image``, as
-    `Engine.infer` takes them, and ``inverse_depth``, what it has to return (metres, if that is what
-    the network gives).
+    Raises:
+        BundleError: the bundle's reference cannot be read.
+        EngineError: an output differs from the reference by more than the precision explains.
+    """
+    comparisons = compare(engine, bundle)
+    tolerance = TOLERANCE[engine.precision]
+    for c in comparisons:
+        if not c.within(tolerance):
+            raise EngineError(
+                f'{engine.name} ({engine.precision}) fails the self-check of {bundle.name}, '
+                f'{c.graph}, {c.output}: relative error {c.relative_error:.3g} (at most '
+                f'{tolerance.error:g}), scale {c.scale:.4g} (1 +- {tolerance.scale:g}), '
+                f'correlation {c.correlation:.4f}; choose another backend or precision'
+            )
+    return SelfCheck(comparisons)
+
+
+def compare(engine: Engine, bundle: ModelBundle) -> tuple[Comparison, ...]:
+    """What an engine makes of the bundle's reference inputs, beside what it should.
+
+    They lie in its ``selfcheck.npz``, float32: ``image`` and, with a gate, ``segmentation_image``,
+    as `Engine.infer` takes them; the encoders' outputs, ``level0`` and so on and ``segmentation``;
+    and ``inverse_depth``, (h', w'), what `Engine.infer` has to return (metres, if that is what the
+    network gives). Each graph is fed with the reference, so that none answers for another's
+    mistake.
 
     Raises:
         BundleError: the bundle's reference cannot be read.
-        EngineError: the output differs from the reference by more than the precision explains.
+        EngineError: an output has another shape, or is not finite.
     """
+    graphs = _reference(bundle)
+    comparisons = []
+    for graph, (inputs, outputs) in graphs.items():
+        results = engine.run_graph(graph, inputs)
+        comparisons += [
+            _compare(engine, graph, name, results.get(name), reference)
+            for name, reference in outputs.items()
+        ]
+    images = [graphs['depth_encoder'][0]['image']]
+    if 'segmentation_encoder' in graphs:
+        images.append(graphs['segmentation_encoder'][0]['image'])
+    ((name, reference),) = graphs['gate_decoder'][1].items()
+    output = engine.infer(*images)
+    return (*comparisons, _compare(engine, WHOLE, name, output, reference[0, 0]))
+
+
+def _reference(bundle: ModelBundle) -> dict[str, tuple[Arrays, Arrays]]:
+    """By graph: its inputs and its outputs."""
     try:
         with np.load(bundle.selfcheck, allow_pickle=False) as data:
-            inputs = [data['image']]
-            if bundle.segmentation_input is not None:
-                inputs.append(data['segmentation_image'])
-            reference = data['inverse_depth'].astype(np.float64)
+            arrays = {name: np.asarray(data[name], np.float32) for name in data.files}
+        levels = {name: array for name, array in arrays.items() if name.startswith('level')}
+        output = {'inverse_depth': arrays['inverse_depth'][np.newaxis, np.newaxis]}
+        graphs = {'depth_encoder': ({'image': arrays['image']}, levels)}
+        features = dict(levels)
+        if bundle.segmentation_input is not None:
+            segmentation = {'segmentation': arrays['segmentation']}
+            graphs['segmentation_encoder'] = ({'image': arrays['segmentation_image']}, segmentation)
+            features |= segmentation
+        if not levels:
+            raise KeyError('level0')
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as why:
         raise BundleError(
             f'{bundle.selfcheck} cannot be read ({why}); make the bundle anew, e.g.: '
             f'briges export {bundle.name}'
         ) from why
-    output = engine.infer(*inputs).astype(np.float64)
-    if output.shape != reference.shape or not np.isfinite(output).all():
+    graphs['gate_decoder'] = (features, output)
+    return graphs
+
+
+def _compare(
+    engine: Engine,
+    graph: str,
+    name: str,
+    output: NDArray[np.float32] | None,
+    reference: NDArray[np.float32],
+) -> Comparison:
+    if output is None or output.shape != reference.shape or not np.isfinite(output).all():
         raise EngineError(
-            f'{engine.name} gives shape {output.shape} or non-finite values in the self-check; '
-            'choose another backend'
+            f'{engine.name} ({engine.precision}): {name} of the {graph} has shape '
+            f'{None if output is None else output.shape} or non-finite values in the self-check; '
+            'choose another backend or precision'
         )
-    error = float(np.sqrt(np.mean((output - reference) ** 2)) / reference.std())
-    result = SelfCheck(error, float(np.corrcoef(output.ravel(), reference.ravel())[0, 1]))
-    tolerance = TOLERANCE[engine.precision]
-    if not error <= tolerance:
-        raise EngineError(
-            f'{engine.name} ({engine.precision}) fails the self-check of {bundle.name}: relative '
-            f'error {error:.3g} over {tolerance:g}, correlation {result.correlation:.4f}; '
-            'choose another backend'
-        )
-    return result
+    ours, theirs = output.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+    spread = float(theirs.std())
+    error = float(np.sqrt(np.mean((ours - theirs) ** 2))) / spread
+    covariance = float(np.mean((ours - ours.mean()) * (theirs - theirs.mean())))
+    correlation = covariance / (spread * float(ours.std())) if ours.std() > 0 else 0.0
+    return Comparison(graph, name, error, correlation, covariance / spread**2)

@@ -14,6 +14,7 @@ A model's folder holds, for its plain network and (in brackets) for the gated on
     depth_encoder.skeleton.onnx     [segmentation_encoder.skeleton.onnx]
     gate_decoder.skeleton.onnx      [gate_decoder.light.skeleton.onnx instead]
     selfcheck.npz                   [selfcheck.light.npz instead]
+    GRAPH.int8.skeleton.onnx        of each graph of the plain network, if it was calibrated
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from briges_ros.inference.bundle import (
 from briges_ros.inference.engine import open_engine
 from briges_ros.inference.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from briges_ros.inference.selfcheck import open_checked_engine
-from briges_ros.network import dinov2_weights
+from briges_ros.network import dinov2_weights, int8
 
 WEIGHTS = 'weights.safetensors'
 SEGMENTATION = 'segmentation.safetensors'
@@ -125,6 +126,15 @@ def compose_compact(
     description = _description(gate)
     description['sources'] = [DINOV2, *(_source(k, source / name) for k, name in weights.items())]
     _write_description(folder, description, selfcheck)
+    if gate == 'none' and (source / int8.skeleton_file(GRAPHS[0])).is_file():
+        bundle = ModelBundle.load(folder)
+        int8.add_graphs(
+            bundle,
+            {
+                graph: int8.filled_skeleton(source / int8.skeleton_file(graph), path)
+                for graph, path in bundle.graphs.items()
+            },
+        )
     if tempered:
         _write_graph(
             source / skeletons['gate_decoder'],
@@ -192,9 +202,9 @@ def _write_tempered_selfcheck(folder: Path) -> None:
     graphs = {**bundle.graphs, 'gate_decoder': folder / 'gate_decoder.partial.onnx'}
     engine = open_engine(replace(bundle, graphs=graphs), 'onnxruntime')
     with np.load(bundle.selfcheck) as data:
-        inputs = {name: data[name] for name in ('image', 'segmentation_image')}
-    output = engine.infer(**inputs)
-    np.savez_compressed(folder / TEMPERED_SELFCHECK, **inputs, inverse_depth=output)
+        arrays = {name: data[name] for name in data.files}
+    arrays['inverse_depth'] = engine.infer(arrays['image'], arrays['segmentation_image'])
+    np.savez_compressed(folder / TEMPERED_SELFCHECK, **arrays)
 
 
 def merged_tensors(trained: Tensors, dinov2: Tensors) -> Tensors:

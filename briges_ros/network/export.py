@@ -154,7 +154,7 @@ def _export(
         sizes,
         {'inverse_depth': output},
     )
-    arrays: dict[str, Any] = {**selfcheck, 'inverse_depth': output[0, 0]}
+    arrays: dict[str, Any] = {**selfcheck, **levels, **segmentation, 'inverse_depth': output[0, 0]}
     np.savez_compressed(folder / SELFCHECK, **arrays)
     _write_description(folder, network, info, temperature, entries)
     return folder

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from briges_ros.network.briges import LEVELS, Briges
 
 OPSET = 18
-GRID = (18, 24)  # rows and columns of patches in the self-check
+GRID = (12, 16)  # rows and columns of patches in the self-check
 LEVEL_NAMES = tuple(f'level{i}' for i in range(LEVELS))
 
 Array = NDArray[np.float32]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,6 +39,7 @@ from briges_ros.network.graphs import (
     segmentation_graph,
     selfcheck_image,
 )
+from briges_ros.network.int8 import skeleton_file as int8_skeleton_file
 
 TOLERANCE = 1e-4  # greatest error of a filled graph, relative to the greatest output
 
@@ -47,12 +49,15 @@ def write_skeletons(folder: Path) -> None:
 
     Args:
         folder: holds ``weights.safetensors``, and ``segmentation.safetensors`` and
-            ``gate.safetensors`` if the model has gates; the other files are put beside them.
+            ``gate.safetensors`` if the model has gates; the other files are put beside them. Int8
+            skeletons are removed: they are calibrated anew.
 
     Raises:
         BrigesError: the weights do not fit the networks.
         ValueError: a graph, filled with the weights, does not compute what torch does.
     """
+    for stale in folder.glob(int8_skeleton_file('*')):
+        stale.unlink()  # the ranges in it are those of other weights
     network = load_compact_briges(folder)
     example = _run(network)
     levels = {name: example[name] for name in LEVEL_NAMES}
@@ -104,16 +109,13 @@ def write_selfchecks(folder: Path) -> None:
 
 def _save_selfchecks(folder: Path, network: Briges, example: dict[str, Array]) -> None:
     """What `briges_ros.inference.selfcheck` reads."""
-    np.savez_compressed(
-        folder / selfcheck_file(),
-        image=example['image'],
-        inverse_depth=example['plain'][0, 0],
-    )
+    features: dict[str, Any] = {name: example[name] for name in ('image', *LEVEL_NAMES)}
+    np.savez_compressed(folder / selfcheck_file(), **features, inverse_depth=example['plain'][0, 0])
     if network.segmentation_encoder is not None:
+        features |= {name: example[name] for name in ('segmentation_image', 'segmentation')}
         np.savez_compressed(
             folder / selfcheck_file(network.gate_kind),
-            image=example['image'],
-            segmentation_image=example['segmentation_image'],
+            **features,
             inverse_depth=example['gated'][0, 0],
         )
 

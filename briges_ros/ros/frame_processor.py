@@ -128,4 +128,5 @@ def apply_settings(pipeline: DepthPipeline, settings: Settings) -> None:
     """Hand the parameters that may change at any time to the pipeline."""
     pipeline.min_range = settings.depth_min_range
     pipeline.max_range = settings.depth_max_range
+    pipeline.segmentation_every_n_frames = settings.segmentation_every_n_frames
     pipeline.token_budget = settings.token_budget or pipeline.bundle.token_budget

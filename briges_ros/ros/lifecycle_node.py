@@ -147,6 +147,7 @@ class DepthNode(LifecycleNode):
         self._pipeline = DepthPipeline.load(
             settings.model,
             settings.backend,
+            precision=settings.precision,
             token_budget=settings.token_budget or None,
             threads=settings.threads,
             min_range=settings.depth_min_range,

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any, TypeAlias
 
 from briges_ros.errors import BrigesError
+from briges_ros.inference.engine import PRECISIONS
 
 Value: TypeAlias = bool | int | float | str | tuple[float, ...]
 
@@ -84,8 +85,27 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         'backend',
         'auto',
-        'Inference engine: auto (the fastest that loads), openvino or onnxruntime.',
+        'Inference engine: auto (the fastest that computes right), or one that `briges bench` '
+        'lists.',
         Change.CONFIGURE,
+    ),
+    Parameter(
+        'precision',
+        'auto',
+        'Arithmetic of the engine: auto (the fastest that passes the self-check), int8, fp16, bf16 '
+        'or fp32.',
+        Change.CONFIGURE,
+        choices=('auto', *PRECISIONS),
+    ),
+    Parameter(
+        'segmentation.every_n_frames',
+        1,
+        'Compute the segmentation on every n-th frame only, and use it again on those between. '
+        'Nothing to a model without a gate.',
+        Change.NEXT_FRAME,
+        unit='frames',
+        low=1,
+        high=64,
     ),
     Parameter(
         'token_budget',
@@ -226,6 +246,8 @@ class Settings:
 
     model: str
     backend: str
+    precision: str
+    segmentation_every_n_frames: int
     token_budget: int
     threads: int
     autostart: bool

@@ -19,7 +19,7 @@ def copy(bundle, tmp_path) -> Path:
     """A bundle to break; the graphs are links, so that it costs nothing."""
     folder = tmp_path / 'mine'
     folder.mkdir()
-    for path in [*bundle.graphs.values(), bundle.selfcheck]:
+    for path in [*bundle.graphs.values(), *bundle.int8_graphs.values(), bundle.selfcheck]:
         (folder / path.name).symlink_to(path.resolve())
     shutil.copy(bundle.folder / 'model.json', folder)
     return folder
@@ -92,6 +92,7 @@ def test_a_truncated_description(copy):
         (lambda v: v['input'].update(mean=[1.0]), 'model.json'),
         (lambda v: v['input'].update(patch='big'), 'model.json'),
         (lambda v: v.update(graphs=[]), 'model.json'),
+        (lambda v: v.update(int8_graphs=[]), 'model.json'),
         (lambda v: v['input'].update(token_budget=0), 'must be positive'),
         (lambda v: v['input'].update(std=[0, 1, 1]), 'must be positive'),
     ],
@@ -99,6 +100,24 @@ def test_a_truncated_description(copy):
 def test_a_description_that_is_not_one(copy, change, words):
     rewrite(copy, change)
     with pytest.raises(BundleError, match=words):
+        ModelBundle.load(copy)
+
+
+def test_int8_graphs_come_all_or_none(copy):
+    assert set(ModelBundle.load(copy).int8_graphs) == {'depth_encoder', 'gate_decoder'}
+    rewrite(copy, lambda v: v['int8_graphs'].pop('gate_decoder'))
+    with pytest.raises(BundleError, match=r"graphs \['depth_encoder'\], expected .*'gate_decoder'"):
+        ModelBundle.load(copy)
+    rewrite(copy, lambda v: v.pop('int8_graphs'))
+    assert not ModelBundle.load(copy).int8_graphs
+
+
+def test_an_int8_graph_is_checked_too(copy):
+    path = copy / 'gate_decoder.int8.onnx'
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:-1])
+    with pytest.raises(BundleError, match=r'int8\.onnx is corrupt'):
         ModelBundle.load(copy)
 
 
@@ -129,10 +148,11 @@ def test_a_segmentation_input_that_is_none(copy, change, words):
     assert 'briges export' in str(info.value)
 
 
-def test_a_reference_that_cannot_be_read(copy):
+@pytest.mark.parametrize('arrays', [['other'], ['image', 'inverse_depth']])
+def test_a_reference_that_cannot_be_read(copy, arrays):
     path = copy / 'selfcheck.npz'
     path.unlink()
-    np.savez(path, other=np.zeros(1))
+    np.savez(path, **dict.fromkeys(arrays, np.zeros((8, 8))))
     rewrite(copy, lambda v: v['selfcheck'].update(sha256=file_sha256(path)))
     engine = GraphEngine('none', 'fp32', {'depth_encoder': list, 'gate_decoder': list})
     with pytest.raises(BundleError, match=r'selfcheck\.npz cannot be read'):

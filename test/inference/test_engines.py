@@ -1,4 +1,4 @@
-"""Every CPU engine on the real bundle, against its float32 reference."""
+"""Every engine on the real bundle, against its float32 reference."""
 
 from dataclasses import replace
 
@@ -6,22 +6,67 @@ import numpy as np
 import onnx
 import pytest
 
+from briges_ros.inference import openvino_engine
 from briges_ros.inference.bundle import file_sha256
-from briges_ros.inference.engine import BACKENDS, EngineError, open_engine
-from briges_ros.inference.selfcheck import check_engine, open_checked_engine
+from briges_ros.inference.engine import AUTO, BACKENDS, EngineError, open_engine, precisions
+from briges_ros.inference.selfcheck import (
+    TOLERANCE,
+    WHOLE,
+    check_engine,
+    compare,
+    open_checked_engine,
+)
+
+CPU = [
+    ('openvino', 'int8'),
+    ('openvino', 'bf16'),
+    ('openvino', 'fp32'),
+    ('onnxruntime', 'int8'),
+    ('onnxruntime', 'fp32'),
+    ('torch', 'fp32'),
+]
+GPU = [
+    (backend, precision)
+    for backend in ('onnxruntime-tensorrt', 'onnxruntime-cuda', 'torch-cuda')
+    for precision in ('fp16', 'fp32')
+]
+INT8 = 'int8'
 
 
-@pytest.fixture(scope='module', params=sorted(BACKENDS))
+def opened(bundle, backend, precision):
+    """The engine, or a skip that says what this machine lacks."""
+    try:
+        possible = precisions(bundle, backend)
+    except EngineError as error:
+        pytest.skip(str(error))
+    if precision not in possible:
+        pytest.skip(f'{backend} has no {precision} on this machine')
+    return open_engine(bundle, backend, precision)
+
+
+@pytest.fixture(scope='module', params=CPU, ids='-'.join)
 def engine(request, bundle):
-    pytest.importorskip(request.param, reason=f'{request.param} is not installed')
-    return open_engine(bundle, request.param)
+    return opened(bundle, *request.param)
+
+
+def check(engine, bundle):
+    result = check_engine(engine, bundle)
+    graphs = {c.graph for c in result.comparisons}
+    assert graphs == {*bundle.graphs, WHOLE}
+    limit = 1e-4 if engine.precision == 'fp32' else TOLERANCE[engine.precision].error
+    assert max(c.relative_error for c in result.comparisons) < limit
+    assert min(c.correlation for c in result.comparisons) > 0.98
 
 
 def test_it_computes_what_the_network_computes(engine, bundle):
-    result = check_engine(engine, bundle)
-    limit = 1e-4 if engine.precision == 'fp32' else 0.1
-    assert result.relative_error < limit
-    assert result.correlation > 0.99
+    check(engine, bundle)
+
+
+@pytest.mark.parametrize(('backend', 'precision'), GPU)
+def test_a_gpu_computes_what_the_network_computes(bundle, backend, precision):
+    engine = opened(bundle, backend, precision)
+    check(engine, bundle)
+    assert (engine.name, engine.precision) == (backend, precision)
 
 
 @pytest.mark.parametrize('size', [(182, 616), (294, 392), (392, 294), (56, 56)])
@@ -30,6 +75,14 @@ def test_any_multiple_of_the_patch_goes_in(engine, size):
     result = engine.infer(image)
     assert result.shape == (size[0] // 14 * 8, size[1] // 14 * 8)
     assert result.dtype == np.float32 and np.isfinite(result).all()
+
+
+def test_more_sizes_than_are_kept_take_turns(engine):
+    sizes = [(56, 56), (56, 70), (70, 56), (70, 70), (56, 84)]
+    images = [np.random.default_rng(0).normal(size=(1, 3, *s)).astype(np.float32) for s in sizes]
+    first = [engine.infer(image) for image in images]
+    for image, before in zip(images, first, strict=True):
+        np.testing.assert_array_equal(engine.infer(image), before)
 
 
 def test_a_result_is_not_overwritten_by_the_next(engine):
@@ -47,11 +100,16 @@ def test_a_segmentation_input_too_many(engine):
 
 
 def test_auto_takes_one_that_loads(bundle):
-    assert open_checked_engine(bundle, 'auto')[0].name in BACKENDS
+    assert open_checked_engine(bundle, 'auto')[0].name in AUTO
+
+
+def test_auto_never_asks_for_torch():
+    assert set(BACKENDS) - set(AUTO) == {'torch', 'torch-cuda'}
 
 
 def test_auto_goes_on_when_the_fastest_is_missing(bundle, monkeypatch):
-    monkeypatch.setitem(BACKENDS, 'openvino', 'briges_ros.inference.not_installed')
+    missing = replace(BACKENDS['openvino'], module='briges_ros.inference.not_installed')
+    monkeypatch.setitem(BACKENDS, 'openvino', missing)
     assert open_checked_engine(bundle, 'auto')[0].name == 'onnxruntime'
 
 
@@ -60,41 +118,124 @@ def test_an_unknown_backend_lists_those_there_are(bundle):
         open_engine(bundle, 'tpu')
 
 
-@pytest.mark.parametrize('backend', sorted(BACKENDS))
+def test_a_missing_backend_says_how_to_get_it(bundle, monkeypatch):
+    missing = replace(BACKENDS['openvino'], module='briges_ros.inference.not_installed')
+    monkeypatch.setitem(BACKENDS, 'openvino', missing)
+    with pytest.raises(EngineError, match='pip install openvino'):
+        open_engine(bundle, 'openvino')
+
+
+def test_a_precision_that_a_backend_has_not_lists_those_it_has(bundle):
+    with pytest.raises(EngineError, match='onnxruntime cannot compute compact in fp16 here, only'):
+        open_engine(bundle, 'onnxruntime', 'fp16')
+
+
+def test_int8_without_int8_graphs_says_how_to_make_them(bundle):
+    with pytest.raises(EngineError, match='briges export compact --calibrate'):
+        open_engine(replace(bundle, int8_graphs={}), 'onnxruntime', 'int8')
+
+
+@pytest.mark.parametrize('backend', ['openvino', 'onnxruntime', 'torch'])
 def test_a_graph_that_is_not_onnx(bundle, tmp_path, backend):
     path = tmp_path / 'depth_encoder.onnx'
     path.write_bytes(b'not a graph')
     graphs = {**bundle.graphs, 'depth_encoder': path}
     with pytest.raises(EngineError, match='does not load'):
-        open_engine(replace(bundle, graphs=graphs), backend)
+        open_engine(replace(bundle, graphs=graphs), backend, 'fp32')
+
+
+def test_torch_names_an_operator_that_it_has_not(bundle, tmp_path):
+    model = onnx.load(str(bundle.graphs['gate_decoder']))
+    model.graph.node[3].op_type = 'GridSample'
+    path = tmp_path / 'gate_decoder.onnx'
+    onnx.save(model, str(path))
+    with pytest.raises(EngineError, match=f'no operator GridSample .*{model.graph.node[3].name}'):
+        open_engine(replace(bundle, graphs={**bundle.graphs, 'gate_decoder': path}), 'torch')
+
+
+def noisy(path, folder, share):
+    """A copy of a graph whose weights are off by a share of themselves."""
+    model = onnx.load(str(path))
+    rng = np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.ndim == 4 and values.dtype == np.float32:  # the convolutions
+            wrong = values * (1 + share * rng.normal(size=values.shape))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(wrong.astype(np.float32), tensor.name))
+    corrupt = folder / path.name
+    onnx.save(model, str(corrupt))
+    assert file_sha256(corrupt) != file_sha256(path)
+    return corrupt
 
 
 def test_slightly_wrong_weights_are_caught(bundle, tmp_path):
     """An engine that runs and is wrong by some per cent is the bug that nobody sees."""
-    model = onnx.load(str(bundle.graphs['gate_decoder']))
-    rng = np.random.default_rng(0)
-    for tensor in model.graph.initializer:
-        values = onnx.numpy_helper.to_array(tensor)
-        if values.ndim == 4:  # the convolutions
-            wrong = values * (1 + 0.05 * rng.normal(size=values.shape))
-            tensor.CopyFrom(onnx.numpy_helper.from_array(wrong.astype(np.float32), tensor.name))
-    path = tmp_path / 'gate_decoder.onnx'
-    onnx.save(model, str(path))
-    assert file_sha256(path) != file_sha256(bundle.graphs['gate_decoder'])
-    corrupt = replace(bundle, graphs={**bundle.graphs, 'gate_decoder': path})
+    path = noisy(bundle.graphs['gate_decoder'], tmp_path, 0.01)
+    corrupt = replace(bundle, graphs={**bundle.graphs, 'gate_decoder': path}, int8_graphs={})
     with pytest.raises(EngineError, match=r'onnxruntime .* fails the self-check') as info:
         open_checked_engine(corrupt, 'auto')
     assert 'openvino' in str(info.value)  # it was tried too
 
 
-def test_auto_goes_on_when_the_fastest_is_wrong(bundle, monkeypatch):
-    openvino_engine = pytest.importorskip(BACKENDS['openvino'], reason='openvino is not installed')
+def test_the_graph_that_is_wrong_is_named(bundle, tmp_path):
+    path = noisy(bundle.graphs['depth_encoder'], tmp_path, 0.05)  # its patches
+    corrupt = replace(bundle, graphs={**bundle.graphs, 'depth_encoder': path})
+    with pytest.raises(EngineError, match='self-check of compact, depth_encoder, level0'):
+        open_checked_engine(corrupt, 'onnxruntime', 'fp32')
+
+
+def test_a_factor_that_crept_in_is_caught_in_int8(bundle):
+    """Correlation does not see a factor, and the error of int8 might hide a small one."""
+    engine = opened(bundle, 'onnxruntime', 'int8')
+    check_engine(engine, bundle)
+    run = engine.run_graph
+
+    def scaled(graph, inputs):
+        return {name: 1.1 * array for name, array in run(graph, inputs).items()}
+
+    engine.run_graph = scaled
+    whole = compare(engine, bundle)[-1]
+    assert whole.within(TOLERANCE[INT8])
+    with pytest.raises(EngineError, match=r'scale 1\.\d+ \(1 \+- 0\.05\)'):
+        check_engine(engine, bundle)
+
+
+@pytest.fixture
+def wrong_int8(monkeypatch):
+    """OpenVINO's int8 engine mixes in a mirrored picture."""
+    right = openvino_engine.open_engine
+
+    def wrong(bundle, device, precision, threads):
+        engine = right(bundle, device, precision, threads)
+        if precision == INT8:
+            infer = engine.infer
+            engine.infer = lambda image: infer(image) + 0.5 * infer(image[..., ::-1].copy())
+        return engine
+
+    monkeypatch.setattr(openvino_engine, 'open_engine', wrong)
+
+
+def test_a_fast_precision_that_is_wrong_falls_back_and_says_so(bundle, wrong_int8, caplog):
+    opened(bundle, 'openvino', INT8)
+    engine, _ = open_checked_engine(bundle, 'openvino')
+    assert engine.name == 'openvino' and engine.precision != INT8
+    (message,) = [r.message for r in caplog.records if r.levelname == 'WARNING']
+    assert 'openvino (int8) fails the self-check' in message and 'relative error' in message
+
+
+def test_a_wrong_precision_that_was_asked_for_is_refused(bundle, wrong_int8):
+    opened(bundle, 'openvino', INT8)
+    with pytest.raises(EngineError, match=r'openvino \(int8\) fails the self-check of compact'):
+        open_checked_engine(bundle, 'openvino', INT8)
+
+
+def test_auto_goes_on_to_the_next_backend_when_one_is_wrong_altogether(bundle, monkeypatch):
     right = openvino_engine.open_engine
 
     def wrong(*arguments):
         engine = right(*arguments)
         infer = engine.infer
-        engine.infer = lambda image: infer(image) + 0.1 * infer(image[..., ::-1].copy())
+        engine.infer = lambda image: infer(image) + 0.5 * infer(image[..., ::-1].copy())
         return engine
 
     monkeypatch.setattr(openvino_engine, 'open_engine', wrong)

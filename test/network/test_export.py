@@ -86,8 +86,8 @@ def test_every_pair_is_exported_and_computes_what_torch_does(
     assert inputs[1].shape == (1, 3, 128, 128)
     pair = PublishedPair(job.model, job.segmentation, gates)
     expected = torch_output(pair, inputs, AttentionTemperature(3.0, 1.5))
-    for backend in ('onnxruntime', 'openvino'):
-        engine, _ = open_checked_engine(bundle, backend)
+    for backend in ('onnxruntime', 'openvino', 'torch'):
+        engine, _ = open_checked_engine(bundle, backend, 'fp32')
         assert np.abs(engine.infer(*inputs) - expected).max() < 1e-3 * expected.std()
     # Neither the gates nor the temperature are without effect.
     plain = torch_output(PublishedPair(job.model), inputs[:1])

@@ -19,6 +19,7 @@ ARGUMENTS = {
     'sparse_camera_info',
     'model',
     'backend',
+    'precision',
     'params_file',
     'namespace',
     'use_sim_time',
@@ -59,7 +60,7 @@ def test_launch_uses_only_what_it_declares() -> None:
         for call in calls('LaunchConfiguration')
         if isinstance(call.args[0], ast.Constant)
     }
-    assert used | {'model', 'backend'} == ARGUMENTS
+    assert used | {'model', 'backend', 'precision'} == ARGUMENTS
 
 
 def test_launch_remaps_every_input() -> None:
