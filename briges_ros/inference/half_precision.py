@@ -32,6 +32,7 @@ SENSITIVE = frozenset(
 # Their float output has the type that an attribute says or, for Range, the inputs' own.
 FIXED = frozenset({'Cast', 'Constant', 'ConstantOfShape', 'Range'})
 ALWAYS_FLOAT32 = {'Resize': (1, 2)}  # inputs that have to be float32: region and scales
+QUANTISED = frozenset({'QuantizeLinear', 'DequantizeLinear'})
 # What the network is fed with and what it gives. All else that goes from one of our graphs to
 # another stays on the device.
 FLOAT32_TENSORS = frozenset({'image', 'inverse_depth'})
@@ -55,7 +56,8 @@ def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
         The graph. What is larger than half can hold among its weights is held at 65504.
 
     Raises:
-        ValueError: a tensor's type is not noted, or a node has a graph of its own (If, Loop).
+        ValueError: a tensor's type is not noted, a node has a graph of its own (If, Loop), or the
+            graph is quantised, whose scales do not fit into half.
     """
     graph = model.graph
     exact = _last_layers(graph)
@@ -63,6 +65,8 @@ def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         if any(attribute.HasField('g') for attribute in node.attribute):
             raise ValueError(f'{node.op_type} {node.name} has a graph of its own')
+        if node.op_type in QUANTISED:
+            raise ValueError(f'it is quantised ({node.op_type} {node.name})')
         in_float32 = (
             node.op_type in SENSITIVE or node.op_type in FIXED or exact.intersection(node.output)
         )

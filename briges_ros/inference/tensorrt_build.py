@@ -1,4 +1,4 @@
-"""Serialised TensorRT engines from a bundle's graphs. Building needs no pre- or post-processing.
+"""Serialised TensorRT engines from the graphs of a bundle and of the image processing around it.
 
 Works with TensorRT 10.3 (JetPack 6) to 11 and with TensorRT-RTX; where they differ is in `_Library`
 and `_configure`. A plan of TensorRT-RTX is built without a GPU; TensorRT measures on the one that
@@ -17,16 +17,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.engine import EngineError
 from briges_ros.inference.preprocess import input_size
 
+if TYPE_CHECKING:
+    import onnx
+
 log = logging.getLogger('briges_ros')
 
 LIBRARIES = ('tensorrt', 'tensorrt_rtx')
-PRECISIONS = ('fp16', 'fp32')
+PRECISIONS = ('fp16', 'fp32', 'int8')
+CONVERSION = 1  # of what `half_precision` and `image_graphs` make; raised whenever that changes
+QUANTISED = frozenset({'QuantizeLinear', 'DequantizeLinear'})
 LEVELS = tuple(f'level{i}' for i in range(4))
 LARGEST_MESSAGE = (1 << 31) - 1  # bytes that protobuf puts into one message
 
@@ -41,7 +46,11 @@ class BuildOptions:
     """How to build.
 
     Attributes:
-        precision: 'fp16' (with float32 where it is needed, see `half_precision`) or 'fp32'.
+        precision: 'fp16' (with float32 where it is needed, see `half_precision`), 'fp32', or 'int8'
+            for graphs that are quantised already: where QuantizeLinear and DequantizeLinear say so
+            they compute in integers, and elsewhere in float32, with products of 11 bits (TF32).
+            TensorRT wants them symmetric (zero points of 0, int8 on both sides) and biases in
+            float.
         workspace: most bytes of scratch memory on the device; None leaves it to the library.
         level: 0 (builds fastest) to 5 (runs fastest); None for the library's own, 3.
         compute_capabilities: of the GPUs that the plan is for, such as ('8.6', '8.9'). Only for
@@ -56,13 +65,13 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise EngineError(
-                f'unknown precision {self.precision!r}; choose {" or ".join(PRECISIONS)}'
+                f'unknown precision {self.precision!r}; choose {", ".join(PRECISIONS)}'
             )
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One input or output of a plan: ``dtype`` is 'float32' or 'float16'."""
+    """One input or output of a plan: ``dtype`` is 'float32', 'float16' or 'uint8'."""
 
     name: str
     dtype: str
@@ -127,16 +136,16 @@ def network_shapes(
 
 
 def build_graph(
-    path: Path,
+    source: Path | onnx.ModelProto,
     shapes: Mapping[str, Shape],
     options: BuildOptions,
     progress: Progress | None = None,
     timing_cache: bytes = b'',
 ) -> BuiltGraph:
-    """Build one graph of a bundle for one set of sizes.
+    """Build one graph for one set of sizes.
 
     Args:
-        path: of the float32 ONNX graph.
+        source: the float32 ONNX graph, or where it lies. One that is given is changed.
         shapes: of each of its inputs.
         options: how.
         progress: see `Progress`.
@@ -148,6 +157,7 @@ def build_graph(
     library = _Library(import_tensorrt())
     trt = library.trt
     logger = tensorrt_logger(trt)
+    name = str(source) if isinstance(source, Path) else source.graph.name
     logger.last_error = ''
     try:
         builder = trt.Builder(logger)
@@ -159,13 +169,13 @@ def build_graph(
     network = builder.create_network(library.network_flags())
     parser = trt.OnnxParser(network, logger)
     # The folder is where weights lie that are kept apart from a large graph.
-    if not parser.parse(_typed_graph(path, shapes, options.precision), str(path)):
-        raise EngineError(f'{library.name} cannot build {path}: {_parser_errors(parser)}')
+    if not parser.parse(_typed_graph(source, name, shapes, options.precision), name):
+        raise EngineError(f'{library.name} cannot build {name}: {_parser_errors(parser)}')
     inputs = _infos(trt, [network.get_input(i) for i in range(network.num_inputs)])
     outputs = _infos(trt, [network.get_output(i) for i in range(network.num_outputs)])
     for info in (*inputs, *outputs):
         if min(info.shape, default=1) < 0:
-            raise EngineError(f'{path}: {info.name} has no fixed size ({info.shape})')
+            raise EngineError(f'{name}: {info.name} has no fixed size ({info.shape})')
     config = builder.create_builder_config()
     cache = _configure(library, config, options, timing_cache)
     monitor = _progress_monitor(trt, progress or _log_progress)
@@ -176,9 +186,9 @@ def build_graph(
         raise monitor.failure
     if plan is None:
         if monitor.stopped:
-            raise EngineError(f'the build of {path.name} was stopped')
+            raise EngineError(f'the build of {name} was stopped')
         raise EngineError(
-            f'{library.name} cannot build {path}: {logger.last_error or "no reason given"}; '
+            f'{library.name} cannot build {name}: {logger.last_error or "no reason given"}; '
             "close what uses the GPU's memory, or choose a smaller token_budget or workspace"
         )
     measured = b'' if cache is None else bytes(config.get_timing_cache().serialize())
@@ -224,8 +234,11 @@ def _configure(library: _Library, config: Any, options: BuildOptions, timing_cac
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     if options.level is not None:
         config.builder_optimization_level = options.level
-    if options.precision == 'fp32' and hasattr(trt.BuilderFlag, 'TF32'):
-        config.clear_flag(trt.BuilderFlag.TF32)  # 11 bits are no float32, and it is on by itself
+    if options.precision == 'fp32':
+        if hasattr(trt.BuilderFlag, 'TF32'):
+            config.clear_flag(trt.BuilderFlag.TF32)  # 11 bits are no float32; it is on by itself
+        if hasattr(trt.BuilderFlag, 'STRICT_NANS'):  # 0 * NaN is not 0, nor is inf - inf
+            config.set_flag(trt.BuilderFlag.STRICT_NANS)
     if options.compute_capabilities:
         if not hasattr(config, 'set_compute_capability'):
             raise EngineError(
@@ -256,7 +269,9 @@ def _known_capabilities(trt: Any) -> str:
     return ', '.join(f'{name[2:-1]}.{name[-1]}' for name in names)
 
 
-def _typed_graph(path: Path, shapes: Mapping[str, Shape], precision: str) -> bytes:
+def _typed_graph(
+    source: Path | onnx.ModelProto, name: str, shapes: Mapping[str, Shape], precision: str
+) -> bytes:
     """The graph in its precision and sizes, for the parser."""
     try:
         import onnx  # only a build needs it
@@ -266,12 +281,16 @@ def _typed_graph(path: Path, shapes: Mapping[str, Shape], precision: str) -> byt
         raise EngineError(f'building engines needs onnx ({error}); pip install onnx') from error
     try:
         # What stays as it is may leave large weights in their own file.
-        model = onnx.load(str(path), load_external_data=precision == 'fp16')
+        model = (
+            onnx.load(str(source), load_external_data=precision == 'fp16')
+            if isinstance(source, Path)
+            else source
+        )
     except Exception as error:  # of protobuf and onnx, without a common base class
-        raise EngineError(f'{path} is not an ONNX graph that can be read ({error})') from error
+        raise EngineError(f'{name} is not an ONNX graph that can be read ({error})') from error
     names = {value.name for value in model.graph.input}
     if names != set(shapes):
-        raise EngineError(f'{path} takes {sorted(names)}, but sizes are given of {sorted(shapes)}')
+        raise EngineError(f'{name} takes {sorted(names)}, but sizes are given of {sorted(shapes)}')
     for value in model.graph.input:
         dims = value.type.tensor_type.shape.dim
         shape = shapes[value.name]
@@ -280,9 +299,11 @@ def _typed_graph(path: Path, shapes: Mapping[str, Shape], precision: str) -> byt
             for dim, size in zip(dims, shape, strict=True)
         )
         if not fits:
-            raise EngineError(f'{path}: {value.name} cannot have the size {shape}')
+            raise EngineError(f'{name}: {value.name} cannot have the size {shape}')
         for dim, size in zip(dims, shape, strict=True):
             dim.dim_value = size
+    if precision != 'int8' and any(node.op_type in QUANTISED for node in model.graph.node):
+        raise EngineError(f'{name} cannot be built in {precision}: it is quantised; choose int8')
     try:
         if precision == 'fp16':
             model = half_precision(model)
@@ -290,11 +311,15 @@ def _typed_graph(path: Path, shapes: Mapping[str, Shape], precision: str) -> byt
             raise ValueError('larger than 2 GiB')
         return model.SerializeToString()
     except ValueError as error:
-        raise EngineError(f'{path} cannot be built in {precision}: {error}') from error
+        raise EngineError(f'{name} cannot be built in {precision}: {error}') from error
 
 
 def _infos(trt: Any, tensors: list[Any]) -> tuple[TensorInfo, ...]:
-    types = {trt.DataType.FLOAT: 'float32', trt.DataType.HALF: 'float16'}
+    types = {
+        trt.DataType.FLOAT: 'float32',
+        trt.DataType.HALF: 'float16',
+        trt.DataType.UINT8: 'uint8',
+    }
     return tuple(
         TensorInfo(t.name, types.get(t.dtype, str(t.dtype)), tuple(t.shape)) for t in tensors
     )

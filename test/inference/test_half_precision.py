@@ -144,6 +144,15 @@ def test_a_constant_in_a_node_is_cast():
     assert results['features'].dtype == np.float16 and (results['features'] == 2).all()
 
 
+def test_a_quantised_graph_is_refused_by_the_name_of_a_node():
+    nodes = [
+        helper.make_node('QuantizeLinear', ['image', 'scale'], ['bytes'], 'the_node'),
+        helper.make_node('DequantizeLinear', ['bytes', 'scale'], ['features']),
+    ]
+    with pytest.raises(ValueError, match=r'quantised .*the_node'):
+        half_precision(small_graph(nodes, {'scale': np.float32(0.1)}, ['features']))
+
+
 def test_a_tensor_without_a_type_is_named():
     nodes = [
         helper.make_node('Relu', ['image'], ['hidden']),

@@ -1,8 +1,4 @@
-"""Plans are built with TensorRT-RTX, which needs no GPU for that, and read back as far as possible.
-
-A plan can only be deserialised with a driver. But one of TensorRT-RTX holds a description of its
-tensors in plain text, and the names of the GPUs that its kernels are for.
-"""
+"""TensorRT-RTX builds plans without a GPU; what can be read of them there is as it should be."""
 
 import importlib
 import re
@@ -12,6 +8,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from plan_contents import described, targets
 
 from briges_ros.inference import tensorrt_build
 from briges_ros.inference.bundle import SegmentationInput
@@ -27,34 +25,12 @@ from briges_ros.inference.tensorrt_build import (
 
 pytest.importorskip('tensorrt_rtx', reason='tensorrt-rtx is not installed')
 GPUS = ('8.6', '8.9')  # Ampere (RTX 30, A2000) and Ada (RTX 40, L4)
-TENSOR = re.compile(
-    rb'dims=\{ ([\d ]+) \} mem_prop=\d+ '
-    rb'name="(image|level\d|segmentation|inverse_depth)\.1" .{0,300}?type=(\w+)',
-    re.DOTALL,
-)
 
 
 @pytest.fixture(autouse=True)
 def rtx(monkeypatch):
     """Also where TensorRT itself is installed: it builds for the GPU at hand, if there is one."""
     monkeypatch.setattr(tensorrt_build, 'LIBRARIES', ('tensorrt_rtx',))
-
-
-def described(plan):
-    """Inputs and outputs as the plan itself has them."""
-    types = {b'float': 'float32', b'half': 'float16'}
-    return {
-        TensorInfo(name.decode(), types[dtype], tuple(map(int, dims.split())))
-        for dims, name, dtype in TENSOR.findall(plan)
-    }
-
-
-def targets(plan):
-    """The GPUs that its kernels are for; it has some for any besides ('*')."""
-    found = {
-        name for names in re.findall(rb'accelerators=\{(.*?)\}', plan) for name in names.split()
-    }
-    return found - {b'*'}
 
 
 @pytest.mark.parametrize('precision', ['fp16', 'fp32'])
@@ -88,6 +64,64 @@ def test_one_gpu_alone(bundle):
         bundle.graphs['gate_decoder'], sizes, BuildOptions(compute_capabilities=('8.9',))
     )
     assert targets(graph.plan) == {b'sm89'}
+
+
+# Graphs that are quantised
+
+
+class Levels(CalibrationDataReader):
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        batches = [
+            {name: rng.normal(size=size).astype(np.float32) for name, size in LEVELS.items()}
+            for _ in range(2)
+        ]
+        self._batches = iter(batches)
+
+    def get_next(self):
+        return next(self._batches, None)
+
+
+@pytest.fixture(scope='module')
+def quantised(bundle, tmp_path_factory):
+    """The compact decoder with static 8-bit convolutions, as TensorRT wants it."""
+    path = tmp_path_factory.mktemp('quantised') / 'decoder.onnx'
+    quantize_static(
+        str(bundle.graphs['gate_decoder']),
+        str(path),
+        Levels(),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=['Conv'],
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        extra_options={
+            'ActivationSymmetric': True,
+            'WeightSymmetric': True,
+            'QuantizeBias': False,
+        },
+    )
+    return path
+
+
+LEVELS = {f'level{i}': (1, 384, 4, 6) for i in range(4)}
+
+
+def test_a_quantised_graph_builds_in_int8(bundle, quantised):
+    nodes = [node.op_type for node in onnx.load(str(quantised)).graph.node]
+    assert nodes.count('QuantizeLinear') > 20
+    built = build_graph(quantised, LEVELS, BuildOptions('int8', compute_capabilities=GPUS))
+    assert {info.dtype for info in (*built.inputs, *built.outputs)} == {'float32'}
+    assert described(built.plan) == {*built.inputs, *built.outputs}
+    assert targets(built.plan) == {b'sm86', b'sm89'}
+    # Weights are most of a plan: those of the convolutions are bytes now.
+    assert len(built.plan) < 0.75 * bundle.graphs['gate_decoder'].stat().st_size
+
+
+@pytest.mark.parametrize('precision', ['fp16', 'fp32'])
+def test_what_is_quantised_is_not_built_as_something_else(quantised, precision):
+    message = failure(quantised, LEVELS, BuildOptions(precision))
+    assert 'is quantised; choose int8' in message and 'decoder.onnx' in message
 
 
 # Graphs that are wrong
@@ -160,7 +194,7 @@ def test_a_gpu_that_it_does_not_know(graph_file):
 
 
 def test_a_precision_that_there_is_not():
-    with pytest.raises(EngineError, match='choose fp16 or fp32'):
+    with pytest.raises(EngineError, match='choose fp16, fp32, int8'):
         BuildOptions('fp8')
 
 
