@@ -144,6 +144,21 @@ class EngineCache:
             self._save(key, content, details)
         return CachedEngine(content, details, built=True)
 
+    def discard(self, key: EngineKey) -> None:
+        """Forget an engine that turned out not to run here."""
+        for suffix in ('json', 'engine'):  # what names the engine goes first
+            (self.folder / f'{key.name}.{suffix}').unlink(missing_ok=True)
+
+    def put(self, key: EngineKey, content: bytes, details: dict[str, Any]) -> None:
+        """Keep something that is known already, in place of what was there.
+
+        Raises:
+            EngineError: the folder cannot be used.
+        """
+        self._make_folder()
+        with self._lock(key, None):
+            self._save(key, content, details)
+
     def _load(self, key: EngineKey) -> CachedEngine:
         folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

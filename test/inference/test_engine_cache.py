@@ -135,6 +135,23 @@ def test_what_is_damaged_or_open_to_others_is_built_again(cache, suffix, damage)
     assert cache.get(KEY, no_build).content == b'new'
 
 
+def test_what_does_not_run_here_can_be_forgotten(cache):
+    cache.get(KEY, build)
+    other = replace(KEY, graph='gate_decoder')
+    cache.get(other, build)
+    cache.discard(KEY)
+    cache.discard(KEY)
+    assert cache.load(KEY) is None and cache.load(other) is not None
+    assert cache.get(KEY, lambda: (b'new', {})).content == b'new'
+
+
+def test_what_is_known_already_can_be_kept(cache):
+    cache.put(KEY, b'old', {})
+    cache.put(KEY, PLAN, DETAILS)
+    assert cache.get(KEY, no_build).content == PLAN
+    assert stat.S_IMODE(engine_file(cache).stat().st_mode) == 0o600
+
+
 def test_provenance_of_another_format_is_stale(cache):
     cache.get(KEY, build)
     path = engine_file(cache, 'json')
