@@ -18,8 +18,8 @@ Image32 = npt.NDArray[np.float32]
 
 # A 2 x 2 cell is a depth edge when its contrast is more than so many times that of the flattest
 # cell beside it, and more than this part of the image's range besides (below that it is noise).
-_EDGE_RATIO = 3.0
-_EDGE_FLOOR = 0.01
+EDGE_RATIO = 3.0
+EDGE_FLOOR = 0.01
 
 _BEYOND_RANGE_GREY = 48
 
@@ -146,8 +146,8 @@ def _edge_cells(values: Image32) -> npt.NDArray[np.bool_]:
     contrast = _over_cells(cv2.dilate, values) - _over_cells(cv2.erode, values)
     flattest = cv2.erode(contrast, np.ones((3, 3), np.uint8))
     low, high = np.percentile(values[::4, ::4], (2, 98))
-    floor = np.float32(_EDGE_FLOOR * (high - low))
-    return np.asarray(contrast > np.float32(_EDGE_RATIO) * flattest + floor, np.bool_)
+    floor = np.float32(EDGE_FLOOR * (high - low))
+    return np.asarray(contrast > np.float32(EDGE_RATIO) * flattest + floor, np.bool_)
 
 
 def colorize(inverse_depth: Image32) -> npt.NDArray[np.uint8]:

@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from briges_ros.depth_image import _EDGE_FLOOR, _EDGE_RATIO
+from briges_ros.depth_image import EDGE_FLOOR, EDGE_RATIO
 from briges_ros.inference.preprocess import NEAREST_M
 
 OPSET, IR_VERSION = 18, 10
@@ -206,8 +206,8 @@ def _edges(graph: _Graph, values: str, size: Size) -> str:
     contrast = graph.add('Sub', _greatest(graph, values, 2), _least(graph, values, 2))
     flattest = _least(graph, contrast, 3, border=1)
     low, high = _percentiles(graph, values, size)
-    floor = graph.add('Mul', graph.add('Sub', high, low), graph.constant(_EDGE_FLOOR))
-    limit = graph.add('Add', graph.add('Mul', flattest, graph.constant(_EDGE_RATIO)), floor)
+    floor = graph.add('Mul', graph.add('Sub', high, low), graph.constant(EDGE_FLOOR))
+    limit = graph.add('Add', graph.add('Mul', flattest, graph.constant(EDGE_RATIO)), floor)
     return graph.add('Greater', contrast, limit)
 
 
