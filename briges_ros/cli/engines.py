@@ -1,4 +1,4 @@
-"""`briges check` and `briges bench`: what this machine's engines compute, and how fast."""
+"""`briges check`, `bench`, `build`: what engines compute, how fast, and plans made beforehand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 from rich.table import Table
 
 from briges_ros.errors import BrigesError
@@ -69,10 +69,7 @@ def run_bench(model: str, size: str, token_budget: int | None, runs: int, thread
     Raises:
         BrigesError: the size is none, or no engine runs.
     """
-    match = re.fullmatch(r'(\d{1,5})x(\d{1,5})', size)
-    if match is None or 0 in map(int, match.groups()):
-        raise BrigesError(f'--size {size} is no image size; give WIDTHxHEIGHT, e.g. 640x480')
-    width, height = map(int, match.groups())
+    width, height = _image_size(size)
     bundle = ModelBundle.load(model)
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     console = Console()
@@ -94,6 +91,80 @@ def run_bench(model: str, size: str, token_budget: int | None, runs: int, thread
             to_inverse_depth(output, bundle)
             candidate.milliseconds.append((time.perf_counter() - start) * 1e3)
     console.print(_table(bundle, image, token_budget, candidates))
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """What `briges build` is asked for.
+
+    Attributes:
+        model: a bundle's name or folder.
+        sizes: of the cameras' images, 'WIDTHxHEIGHT' each.
+        token_budget: most patches; None = the bundle's.
+        precision: 'fp16', 'fp32' or 'int8'.
+        compute_capability: of the GPU, e.g. '8.6', with TensorRT-RTX; None = the GPU at hand.
+    """
+
+    model: str
+    sizes: list[str]
+    token_budget: int | None = None
+    precision: str = 'fp16'
+    compute_capability: str | None = None
+
+
+def run_build(job: BuildJob) -> None:
+    """Build the TensorRT plans that the node would build with its first frames.
+
+    Raises:
+        BrigesError: a size is none, there is no TensorRT or GPU, or a graph cannot be built.
+    """
+    from briges_ros.inference.device_memory import open_device
+    from briges_ros.inference.engine_cache import EngineCache
+    from briges_ros.inference.tensorrt_build import BuildOptions, import_tensorrt, network_shapes
+    from briges_ros.inference.tensorrt_engine import Gpu, build_plans, selfcheck_shapes
+
+    sizes = [_image_size(size) for size in job.sizes]
+    bundle = ModelBundle.load(job.model)
+    options, cache = BuildOptions(job.precision), EngineCache()
+    library = import_tensorrt()
+    if job.compute_capability is None:
+        device = open_device()
+        gpu = Gpu(device.name, device.compute_capability)
+        device.close()
+    else:
+        if library.__name__ != 'tensorrt_rtx':
+            raise BrigesError(
+                'TensorRT builds for the GPU at hand; plans for another one are made where '
+                'only tensorrt-rtx is installed'
+            )
+        gpu = Gpu('', job.compute_capability)
+    wanted = {'self-check': selfcheck_shapes(bundle)}
+    wanted |= {f'{w}x{h}': network_shapes(bundle, w, h, job.token_budget) for w, h in sizes}
+    table = Table('for images of', 'graph', 'MB', '', title=f'{cache.folder}')
+    console = Console(stderr=True)
+    with Progress(console=console) as progress:
+        task = progress.add_task('', total=1.0)
+        for name, shapes in wanted.items():
+            progress.reset(task, description=name)
+
+            def report(phase: str, done: float, name: str = name) -> None:
+                progress.update(task, completed=done, description=f'{name}: {phase}')
+
+            plans = build_plans(
+                bundle, None, gpu, options, cache=cache, progress=report, shapes=shapes
+            )
+            for graph, plan in plans.items():
+                size = f'{len(plan.graph.plan) / 1e6:.1f}'
+                table.add_row(name, graph, size, 'built' if plan.built else 'was there')
+    Console().print(table)
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r'(\d{1,5})x(\d{1,5})', text)
+    if match is None or 0 in map(int, match.groups()):
+        raise BrigesError(f'--size {text} is no image size; give WIDTHxHEIGHT, e.g. 640x480')
+    width, height = map(int, match.groups())
+    return width, height
 
 
 def _combinations(bundle: ModelBundle, console: Console) -> list[tuple[str, str]]:

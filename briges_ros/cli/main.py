@@ -143,6 +143,48 @@ def check(
 
 
 @app.command()
+def build(
+    model: Model = 'compact',
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help='Of a camera image, WIDTHxHEIGHT; once for each. Default: 640x480.'),
+    ] = None,
+    token_budget: Annotated[
+        int,
+        typer.Option(
+            min=0, max=16384, help='Most patches the network sees; 0: the default of the model.'
+        ),
+    ] = 0,
+    precision: Annotated[str, typer.Option(help='fp16, fp32 or int8.')] = 'fp16',
+    compute_capability: Annotated[
+        str | None,
+        typer.Option(
+            help='Of the GPU that the plans are for, e.g. 8.6; needs tensorrt-rtx and no GPU. '
+            'Default: the GPU at hand.'
+        ),
+    ] = None,
+) -> None:
+    """Build TensorRT plans and exit, so that the node need not: for images of robots, and CI.
+
+    They go into the user's cache ($XDG_CACHE_HOME/briges_ros/engines) and are taken from there as
+    long as model, library, GPU, precision and size are the same.
+
+    Example: briges build --size 640x480 --size 1280x720
+    """
+    from briges_ros.cli.engines import BuildJob, run_build
+
+    run_build(
+        BuildJob(
+            model=model,
+            sizes=size or ['640x480'],
+            token_budget=token_budget or None,
+            precision=precision,
+            compute_capability=compute_capability,
+        )
+    )
+
+
+@app.command()
 def bench(
     model: Model = 'compact',
     size: Annotated[str, typer.Option(help='Of the camera image, WIDTHxHEIGHT.')] = '640x480',

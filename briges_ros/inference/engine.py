@@ -133,6 +133,9 @@ _ONNXRUNTIME_GPU = 'pip install onnxruntime-gpu (in place of onnxruntime)'
 
 # Fastest first, as measured by benchmarks/engines.py. 'auto' leaves torch out: see `AUTO`.
 BACKENDS = {
+    'tensorrt': Backend(
+        f'{_INFERENCE}.tensorrt_backend', 'cuda', 'pip install tensorrt cuda-bindings onnx'
+    ),
     'onnxruntime-tensorrt': Backend(_ONNXRUNTIME, 'tensorrt', _ONNXRUNTIME_GPU),
     'onnxruntime-cuda': Backend(_ONNXRUNTIME, 'cuda', _ONNXRUNTIME_GPU),
     'openvino': Backend(f'{_INFERENCE}.openvino_engine', 'CPU', 'pip install openvino'),

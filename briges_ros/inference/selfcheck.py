@@ -26,7 +26,7 @@ from briges_ros.inference.engine import (
 
 log = logging.getLogger('briges_ros')
 
-WHOLE = 'image to output'
+WHOLE = 'whole network'
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,16 @@ def check_engine(engine: Engine, bundle: ModelBundle) -> SelfCheck:
         EngineError: an output differs from the reference by more than the precision explains.
     """
     comparisons = compare(engine, bundle)
+    check(engine, bundle, comparisons)
+    return SelfCheck(comparisons)
+
+
+def check(engine: Engine, bundle: ModelBundle, comparisons: tuple[Comparison, ...]) -> None:
+    """Refuse an engine that is wrong.
+
+    Raises:
+        EngineError: a comparison shows more than the precision explains.
+    """
     tolerance = TOLERANCE[engine.precision]
     for c in comparisons:
         if not c.within(tolerance):
@@ -155,7 +165,6 @@ def check_engine(engine: Engine, bundle: ModelBundle) -> SelfCheck:
                 f'{tolerance.error:g}), scale {c.scale:.4g} (1 +- {tolerance.scale:g}), '
                 f'correlation {c.correlation:.4f}; choose another backend or precision'
             )
-    return SelfCheck(comparisons)
 
 
 def compare(engine: Engine, bundle: ModelBundle) -> tuple[Comparison, ...]:
@@ -176,7 +185,7 @@ def compare(engine: Engine, bundle: ModelBundle) -> tuple[Comparison, ...]:
     for graph, (inputs, outputs) in graphs.items():
         results = engine.run_graph(graph, inputs)
         comparisons += [
-            _compare(engine, graph, name, results.get(name), reference)
+            comparison(engine, graph, name, results.get(name), reference)
             for name, reference in outputs.items()
         ]
     images = [graphs['depth_encoder'][0]['image']]
@@ -184,7 +193,7 @@ def compare(engine: Engine, bundle: ModelBundle) -> tuple[Comparison, ...]:
         images.append(graphs['segmentation_encoder'][0]['image'])
     ((name, reference),) = graphs['gate_decoder'][1].items()
     output = engine.infer(*images)
-    return (*comparisons, _compare(engine, WHOLE, name, output, reference[0, 0]))
+    return (*comparisons, comparison(engine, WHOLE, name, output, reference[0, 0]))
 
 
 def _reference(bundle: ModelBundle) -> dict[str, tuple[Arrays, Arrays]]:
@@ -211,13 +220,18 @@ def _reference(bundle: ModelBundle) -> dict[str, tuple[Arrays, Arrays]]:
     return graphs
 
 
-def _compare(
+def comparison(
     engine: Engine,
     graph: str,
     name: str,
     output: NDArray[np.float32] | None,
     reference: NDArray[np.float32],
 ) -> Comparison:
+    """An output beside its reference.
+
+    Raises:
+        EngineError: it has another shape, or is not finite.
+    """
     if output is None or output.shape != reference.shape or not np.isfinite(output).all():
         raise EngineError(
             f'{engine.name} ({engine.precision}): {name} of the {graph} has shape '

@@ -196,20 +196,20 @@ def build_graph(
 
 
 def build_bundle(
-    bundle: ModelBundle,
+    graphs: Mapping[str, Path],
     shapes: Mapping[str, Shapes],
     build: Callable[[str, Path, Shapes], BuiltGraph],
 ) -> dict[str, BuiltGraph]:
     """Every graph of a bundle, the encoders first: their outputs are the decoder's inputs.
 
     Args:
-        bundle: the model.
+        graphs: paths by name.
         shapes: see `network_shapes`.
         build: name, path and input shapes of a graph -> its engine, built or from a cache.
     """
-    built = {name: build(name, bundle.graphs[name], dict(shapes[name])) for name in shapes}
+    built = {name: build(name, graphs[name], dict(shapes[name])) for name in shapes}
     features = {info.name: info.shape for graph in built.values() for info in graph.outputs}
-    built['gate_decoder'] = build('gate_decoder', bundle.graphs['gate_decoder'], features)
+    built['gate_decoder'] = build('gate_decoder', graphs['gate_decoder'], features)
     return built
 
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from briges_ros.depth_image import depth_from_inverse, resize_inverse_depth
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.device_memory import Device, open_device
-from briges_ros.inference.engine import EngineError
+from briges_ros.inference.engine import Arrays, EngineError
 from briges_ros.inference.engine_cache import EngineCache, EngineKey
 from briges_ros.inference.preprocess import network_input, to_inverse_depth
 from briges_ros.inference.tensorrt_build import (
@@ -110,9 +110,10 @@ class Graph(Protocol):
         ...
 
 
-def open_engine(
+def open_tensorrt(
     bundle: ModelBundle,
     camera: Size | None = None,
+    shapes: Mapping[str, Shapes] | None = None,
     options: BuildOptions | None = None,
     token_budget: int | None = None,
     cache: EngineCache | None = None,
@@ -124,8 +125,9 @@ def open_engine(
 
     Args:
         bundle: the checked bundle.
-        camera: size of the images. None = the network alone, at the sizes of the bundle's
-            self-check, for `TensorRTEngine.infer`.
+        camera: size of the images. None = the network alone, for `TensorRTEngine.infer`.
+        shapes: without a camera: of the encoders' inputs, as of `network_shapes`; default: those
+            of the bundle's self-check.
         options: how to build; default: fp16.
         token_budget: most patches; default: the bundle's.
         cache: of plans; default: the user's.
@@ -141,7 +143,7 @@ def open_engine(
     try:
         gpu = Gpu(device.name, device.compute_capability)
         plan = functools.partial(
-            build_plans, bundle, camera, gpu, options, token_budget, cache, progress
+            build_plans, bundle, camera, gpu, options, token_budget, cache, progress, shapes
         )
         with device.current():
             plans = plan()
@@ -174,6 +176,7 @@ def build_plans(
     token_budget: int | None = None,
     cache: EngineCache | None = None,
     progress: Progress | None = None,
+    shapes: Mapping[str, Shapes] | None = None,
 ) -> dict[str, Plan]:
     """The plans of all graphs that one camera and one GPU need, from the cache where they are.
 
@@ -181,7 +184,7 @@ def build_plans(
 
     Args:
         bundle: the model.
-        camera: see `open_engine`.
+        camera, shapes: see `open_tensorrt`.
         gpu: what they are for; TensorRT builds for the GPU at hand only.
         options: how; ``compute_capabilities`` is set from `gpu`.
         token_budget: most patches; default: the bundle's.
@@ -194,12 +197,11 @@ def build_plans(
     """
     trt = import_tensorrt()
     cache = cache or EngineCache()
-    if options.precision == 'int8' and not any(
-        b'QuantizeLinear' in path.read_bytes() for path in bundle.graphs.values()
-    ):
+    graphs = bundle.graphs_in(options.precision)
+    if not graphs:
         raise EngineError(
-            f'{bundle.name} is not quantised, so that it cannot run in int8: choose fp16, or a '
-            'quantised bundle'
+            f'{bundle.name} has no int8 graphs: choose fp16, or make them with: '
+            f'briges export {bundle.name} --calibrate FOLDER_OF_IMAGES'
         )
     rtx = trt.__name__ == 'tensorrt_rtx'
     options = replace(options, compute_capabilities=(gpu.compute_capability,) if rtx else ())
@@ -251,13 +253,12 @@ def build_plans(
         plans[name] = Plan(key, BuiltGraph(engine.content, inputs, outputs), engine.built)
         return plans[name].graph
 
-    shapes = (
-        selfcheck_shapes(bundle)
-        if camera is None
-        else network_shapes(bundle, *camera, token_budget)
-    )
+    if camera is not None:
+        shapes = network_shapes(bundle, *camera, token_budget)
     network = build_bundle(
-        bundle, shapes, lambda name, path, sizes: build(name, lambda: path, sizes, options)
+        graphs,
+        shapes or selfcheck_shapes(bundle),
+        lambda name, path, sizes: build(name, lambda: path, sizes, options),
     )
     if camera is not None:
         exact = replace(options, precision='fp32')
@@ -428,7 +429,7 @@ class TensorRTEngine:
     name = 'tensorrt'
 
     def __init__(self, device: Device, graphs: Mapping[str, Graph], precision: str) -> None:
-        """It takes the device and the graphs over, and closes them. `open_engine` makes one."""
+        """It takes the device and the graphs over, and closes them. `open_tensorrt` makes one."""
         self.precision = precision
         self.captured = True
         self._device = device
@@ -456,6 +457,7 @@ class TensorRTEngine:
             for array in self._host.values():
                 array[...] = 0
             self._gated = 'segmentation_encoder' in self._graphs
+            self._segmented = False  # does the device hold the features of a frame?
             self.input_shapes = {
                 name: self._host[name].shape
                 for name in ('image', 'segmentation_image')
@@ -465,7 +467,12 @@ class TensorRTEngine:
             self.camera: Size | None = None
             if pixels is not None:
                 self.camera = (pixels.shape[1], pixels.shape[0])
-            self._network = self._prepared(self._enqueue_network)
+            self._network = self._prepared(functools.partial(self._enqueue_network, True))
+            self._network_reusing = (
+                self._prepared(functools.partial(self._enqueue_network, False))
+                if self._gated
+                else self._network
+            )
             if pixels is not None:
                 self._frame = self._prepared(functools.partial(self._enqueue_frame, True))
                 self._reusing = (
@@ -482,15 +489,44 @@ class TensorRTEngine:
 
         Raises:
             EngineError: an input of another size than the engine was opened for.
-            ValueError: a segmentation input too many or too few.
+            ValueError: a segmentation input for a network without a gate, or none yet for one with.
         """
-        if (segmentation_image is None) == self._gated:
-            raise ValueError('a segmentation input goes with a gate: use prepare(image, bundle)')
-        self._write('image', image)
         if segmentation_image is not None:
+            if not self._gated:
+                raise ValueError(
+                    'a segmentation input goes with a gate: use prepare(image, bundle)'
+                )
             self._write('segmentation_image', segmentation_image)
-        self._run(self._network)
+        elif self._gated and not self._segmented:
+            raise ValueError('the first frame of a network with a gate needs a segmentation input')
+        self._write('image', image)
+        self._run(self._network if segmentation_image is not None else self._network_reusing)
+        self._segmented = self._gated
         return np.array(self._host['inverse_depth'][0, 0])
+
+    def run_graph(self, graph: str, inputs: Arrays) -> Arrays:
+        """See `Engine.run_graph`. For the self-check: the page-locked memory for it stays."""
+        ends = self._graphs[graph]
+        tensors = {info.name: RENAMED.get((graph, info.name), info.name) for info in ends.inputs}
+        for info in (*ends.inputs, *ends.outputs):
+            tensor = tensors.setdefault(info.name, info.name)
+            if tensor not in self._host:
+                with self._device.current():
+                    self._host[tensor] = self._device.pinned(info.shape, info.dtype)
+        for name, array in inputs.items():
+            host = self._host[tensors[name]]
+            self._write(tensors[name], array.astype(host.dtype))
+
+        def enqueue() -> None:
+            for info in ends.inputs:
+                self._upload(tensors[info.name])
+            self._enqueue(graph, self._main)
+            for info in ends.outputs:
+                self._download(info.name)
+
+        self._run(enqueue)
+        self._segmented = False  # whatever graph that was, it may be its memory
+        return {info.name: self._host[info.name].astype(np.float32) for info in ends.outputs}
 
     def infer_image(
         self, image: NDArray[np.uint8], reuse_segmentation: bool = False
@@ -510,6 +546,7 @@ class TensorRTEngine:
         """
         self._write('pixels', image)
         self._run(self._reusing if reuse_segmentation else self._frame)
+        self._segmented = self._segmented or not reuse_segmentation
         return np.array(self._host['relative'])
 
     def depth(
@@ -590,11 +627,11 @@ class TensorRTEngine:
             finally:  # whatever is under way may still use what an error would free
                 self._device.synchronize(self._main)
 
-    def _enqueue_network(self) -> None:
+    def _enqueue_network(self, segment: bool) -> None:
         self._upload('image')
-        if self._gated:
+        if segment and self._gated:
             self._upload('segmentation_image')
-        self._enqueue_graphs(False, self._gated)
+        self._enqueue_graphs(False, segment and self._gated)
         self._download('inverse_depth')
 
     def _enqueue_frame(self, segment: bool) -> None:

@@ -409,6 +409,7 @@ OPERATORS: dict[str, Operator] = {
     'Conv': _conv,
     'ConvTranspose': _conv_transpose,
     'Div': _divide,
+    'Einsum': lambda a, *x: torch.einsum(a['equation'].decode(), *x),
     'Erf': lambda _, x: torch.erf(x),
     'Expand': lambda _, x, shape: x.expand(torch.broadcast_shapes(x.shape, _ints(shape))),
     'Gather': _gather,

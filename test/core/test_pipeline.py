@@ -134,7 +134,7 @@ def test_before_a_wall_what_seems_nearer_than_the_wall_is_unknown(pipeline, desk
     wall = np.full(300, 2.0)
     frame = pipeline(image, camera, Anchors(u[chosen], v[chosen], wall, 0.02 * wall), stamp=1.0)
     assert frame.scale.state is ScaleState.METRIC and 'one depth' in frame.scale.reason
-    np.testing.assert_allclose(frame.depth[np.isfinite(frame.depth)], 2.0, rtol=0.02)
+    np.testing.assert_allclose(frame.depth[np.isfinite(frame.depth)], 2.0, rtol=0.03)
     nearer, farther = relative > high, relative < low
     assert np.isnan(frame.depth[nearer | farther]).all()
     assert np.isfinite(frame.depth).mean() > 0.5

@@ -42,7 +42,7 @@ def test_the_compact_bundle_builds_for_both_gpus(bundle, precision):
     def build(name, path, sizes):
         return build_graph(path, sizes, options, lambda phase, done: steps.append(done))
 
-    built = build_bundle(bundle, shapes, build)
+    built = build_bundle(bundle.graphs, shapes, build)
     features = 'float16' if precision == 'fp16' else 'float32'
     levels = tuple(TensorInfo(f'level{i}', features, (1, 384, 6, 8)) for i in range(4))
     assert built['depth_encoder'].inputs == (TensorInfo('image', 'float32', (1, 3, 84, 112)),)

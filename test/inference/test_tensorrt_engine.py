@@ -16,21 +16,32 @@ from fake_device import FakeDevice, FakeGraph
 from onnx import TensorProto, helper, numpy_helper
 
 from briges_ros.depth_image import depth_from_inverse, resize_inverse_depth
-from briges_ros.inference import image_graphs, tensorrt_build, tensorrt_engine
+from briges_ros.inference import (
+    image_graphs,
+    tensorrt_backend,
+    tensorrt_build,
+    tensorrt_engine,
+)
 from briges_ros.inference.bundle import ModelBundle, SegmentationInput
 from briges_ros.inference.device_memory import open_device
-from briges_ros.inference.engine import EngineError
+from briges_ros.inference.engine import EngineError, open_engine
 from briges_ros.inference.engine_cache import EngineCache
-from briges_ros.inference.onnxruntime_engine import open_engine as open_onnxruntime
 from briges_ros.inference.preprocess import prepare, to_inverse_depth
-from briges_ros.inference.tensorrt_build import BuildOptions, BuiltGraph, TensorInfo, network_shapes
+from briges_ros.inference.selfcheck import WHOLE, check_engine, open_checked_engine
+from briges_ros.inference.tensorrt_build import (
+    BuildOptions,
+    BuiltGraph,
+    TensorInfo,
+    import_tensorrt,
+    network_shapes,
+)
 from briges_ros.inference.tensorrt_engine import (
     Gpu,
     StalePlanError,
     TensorRTEngine,
     build_plans,
     load_graphs,
-    open_engine,
+    open_tensorrt,
 )
 
 CAMERA = (64, 48)
@@ -126,11 +137,14 @@ def gated(tmp_path_factory):
         sha256='1' * 64,
     )
     inputs = dict(zip(('image', 'segmentation_image'), prepare(picture(9), bundle), strict=True))
-    np.savez(bundle.selfcheck, **inputs, inverse_depth=np.zeros((24, 32), np.float32))
+    engine = open_engine(bundle, 'onnxruntime', 'fp32', 1)
+    features = engine.run_graph('depth_encoder', {'image': inputs['image']})
+    features |= engine.run_graph('segmentation_encoder', {'image': inputs['segmentation_image']})
+    np.savez(bundle.selfcheck, **inputs, **features, inverse_depth=engine.infer(*inputs.values()))
     return bundle
 
 
-def fake_graphs(device, bundle, camera=CAMERA, capturable=True, **changed):
+def fake_graphs(device, bundle, camera=CAMERA, capturable=True, sizes_of=None, **changed):
     """All graphs of a bundle for a camera; ``changed`` replaces models by name."""
     graphs = {}
 
@@ -142,7 +156,7 @@ def fake_graphs(device, bundle, camera=CAMERA, capturable=True, **changed):
         return graphs[name].outputs
 
     features, sizes = [], {}
-    for name, shapes in network_shapes(bundle, *CAMERA).items():
+    for name, shapes in (sizes_of or network_shapes(bundle, *CAMERA)).items():
         features += add(name, str(bundle.graphs[name]), shapes)
         sizes[name] = shapes['image'][:1:-1]
     shapes = {info.name: info.shape for info in features}
@@ -172,7 +186,7 @@ def opened(bundle, device=None, camera=CAMERA, **options):
 
 def on_the_host(bundle, image):
     """What the pipeline computes with onnxruntime."""
-    output = open_onnxruntime(bundle, 1).infer(*prepare(image, bundle))
+    output = open_engine(bundle, 'onnxruntime', 'fp32', 1).infer(*prepare(image, bundle))
     return resize_inverse_depth(to_inverse_depth(output, bundle), *CAMERA)
 
 
@@ -180,7 +194,7 @@ def on_the_host(bundle, image):
 @pytest.mark.parametrize('captures', [False, True])
 def test_a_frame_computes_what_the_host_does_however_the_streams_run(gated, early, captures):
     engine = opened(gated, FakeDevice(early, captures))
-    reference = open_onnxruntime(gated, 1)
+    reference = open_engine(gated, 'onnxruntime', 'fp32', 1)
     for seed in range(3):
         image = picture(seed)
         inputs = prepare(image, gated)
@@ -254,7 +268,8 @@ def test_a_frame_is_one_launch_and_allocates_nothing(gated):
     engine = opened(gated, device)
     setting_up = [call[0] for call in device.calls]
     assert setting_up.count('allocate') == 1 and setting_up.count('stream') == 2
-    assert setting_up.count('capture') == 4  # network, frame, frame without segmentation, depth
+    # The network and the frame, each with the segmentation and without; and the depth.
+    assert setting_up.count('capture') == 5
     for run in (
         lambda: engine.infer(*prepare(picture(), gated)),
         lambda: engine.infer_image(picture()),
@@ -289,7 +304,9 @@ def test_segmentation_features_can_be_used_again(gated):
     engine.infer_image(first)
     relative = engine.infer_image(second, reuse_segmentation=True)
     inputs = prepare(second, gated)[0], prepare(first, gated)[1]
-    expected = resize_inverse_depth(open_onnxruntime(gated, 1).infer(*inputs), *CAMERA)
+    expected = resize_inverse_depth(
+        open_engine(gated, 'onnxruntime', 'fp32', 1).infer(*inputs), *CAMERA
+    )
     np.testing.assert_allclose(relative, expected, rtol=1e-5)
     assert not np.allclose(engine.infer_image(second), relative)
 
@@ -326,7 +343,7 @@ def test_an_image_of_another_size(gated):
     assert 'segmentation_image of' in error_of(
         lambda: engine.infer(image, segmentation[:, :, :, 1:])
     )
-    assert 'prepare' in error_of(lambda: engine.infer(image), ValueError)
+    assert 'first frame' in error_of(lambda: engine.infer(image), ValueError)
     with pytest.raises(TypeError):
         engine.infer_image(picture().astype(np.float64))
 
@@ -334,7 +351,7 @@ def test_an_image_of_another_size(gated):
 def test_without_a_camera_it_runs_the_network_alone(gated):
     engine = opened(gated, camera=None)
     inputs = prepare(picture(), gated)
-    expected = open_onnxruntime(gated, 1).infer(*inputs)
+    expected = open_engine(gated, 'onnxruntime', 'fp32', 1).infer(*inputs)
     np.testing.assert_array_equal(engine.infer(*inputs), expected)
     assert engine.camera is None
     assert list(engine.input_shapes.values()) == [array.shape for array in inputs]
@@ -508,7 +525,7 @@ def test_an_output_that_cannot_be_resized_is_said_in_one_line(rtx, gated, cache,
 
 def test_a_bundle_that_is_not_quantised_does_not_run_in_int8(rtx, gated, cache, tmp_path):
     message = error_of(lambda: build_plans(gated, None, A2000, BuildOptions('int8'), cache=cache))
-    assert 'pooled is not quantised' in message and not cache.folder.exists()
+    assert 'pooled has no int8 graphs' in message and not cache.folder.exists()
     # One graph of it is enough. What is not quantised gives and takes the same types.
     model = onnx.load(str(gated.graphs['depth_encoder']))
     nodes = [
@@ -524,7 +541,7 @@ def test_a_bundle_that_is_not_quantised_does_not_run_in_int8(rtx, gated, cache, 
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     path = tmp_path / 'quantised_encoder.onnx'
     onnx.save(model, str(path))
-    mixed = replace(gated, graphs={**gated.graphs, 'depth_encoder': path})
+    mixed = replace(gated, int8_graphs={**gated.graphs, 'depth_encoder': path})
     plans = build_plans(mixed, None, A2000, BuildOptions('int8'), cache=cache)
     infos = [i for plan in plans.values() for i in (*plan.graph.inputs, *plan.graph.outputs)]
     assert {info.dtype for info in infos} == {'float32'}
@@ -661,7 +678,7 @@ def test_plans_that_do_not_load_are_built_again_once(rtx, gated, cache, monkeypa
     def tried(*outcomes):
         del built[:]
         stale[:] = outcomes
-        return open_engine(gated, CAMERA, cache=cache)
+        return open_tensorrt(gated, CAMERA, cache=cache)
 
     monkeypatch.setattr(tensorrt_engine, 'open_device', device)
     monkeypatch.setattr(tensorrt_engine, 'load_graphs', load)
@@ -678,6 +695,91 @@ def test_plans_that_do_not_load_are_built_again_once(rtx, gated, cache, monkeypa
     error_of(lambda: tried(True))
     assert built == [{True}]  # what was just built is not built again
     assert len(devices) == 4 and all(device.closed for device in devices)
+
+
+# Behind the interface of all backends
+
+
+@pytest.fixture
+def opens(gated, monkeypatch):
+    """Lets the backend open engines on fake devices; returns the sizes that it opened."""
+    sizes, broken = [], []
+
+    def fake(bundle, shapes, options):
+        device = FakeDevice()
+        sizes.append(shapes['depth_encoder']['image'][:1:-1])
+        changed = {}
+        if sizes[-1] in broken:
+            changed['gate_decoder'] = onnx.load(str(bundle.graphs['gate_decoder']))
+            node = next(n for n in changed['gate_decoder'].graph.node if n.op_type == 'Abs')
+            node.op_type = 'Neg'
+        graphs = fake_graphs(device, bundle, None, sizes_of=shapes, **changed)
+        return TensorRTEngine(device, graphs, options.precision)
+
+    monkeypatch.setattr(tensorrt_backend, 'open_tensorrt', fake)
+    return SimpleNamespace(sizes=sizes, broken=broken)
+
+
+def test_the_backend_passes_the_selfcheck_graph_by_graph(gated, opens):
+    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0)
+    result = check_engine(engine, gated)
+    assert {c.graph for c in result.comparisons} == {*gated.graphs, WHOLE}
+    assert max(c.relative_error for c in result.comparisons) < 1e-6
+    assert len(opens.sizes) == 1
+
+
+def test_each_size_is_opened_once_and_compared_with_float32(gated, opens, caplog):
+    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0)
+    reference = open_engine(gated, 'onnxruntime', 'fp32', 1)
+    caplog.set_level('INFO')
+    for size in [(64, 48), (96, 48), (64, 48), (96, 48), (48, 64)]:
+        inputs = prepare(picture(3, size), gated)
+        np.testing.assert_allclose(engine.infer(*inputs), reference.infer(*inputs), rtol=1e-5)
+    assert len(opens.sizes) == 3  # that of the self-check is the camera's here
+    proofs = [r.message for r in caplog.records if 'on the first frame' in r.message]
+    assert len(proofs) == 2
+
+
+def test_a_size_that_comes_out_wrong_is_refused_every_time(gated, opens):
+    wide = prepare(picture(3, (96, 48)), gated)
+    opens.broken.append(wide[0].shape[:1:-1])
+    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0)
+    for _ in range(2):
+        assert 'fails the self-check of pooled' in error_of(lambda: engine.infer(*wide))
+    assert len(opens.sizes) == 2
+    engine.infer(*prepare(picture(), gated))  # the other size is as good as before
+
+
+def test_the_backend_takes_the_segmentation_of_a_key_frame(gated, opens):
+    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0)
+    reference = open_engine(gated, 'onnxruntime', 'fp32', 1)
+    first, second = prepare(picture(1), gated), prepare(picture(2), gated)
+    assert 'first frame' in error_of(lambda: engine.infer(first[0]), ValueError)
+    engine.infer(*first)
+    expected = reference.infer(second[0], first[1])
+    np.testing.assert_allclose(engine.infer(second[0]), expected, rtol=1e-5)
+    check_engine(engine, gated)
+    other = prepare(picture(1, (96, 48)), gated)
+    assert 'another size' in error_of(lambda: engine.infer(other[0]), ValueError)
+
+
+def test_sizes_that_are_not_used_any_more_are_closed(gated, opens):
+    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0)
+    for width in (96, 128, 160, 192):
+        engine.infer(*prepare(picture(3, (width, 48)), gated))
+    assert len(engine._engines) == tensorrt_backend.SIZES_KEPT + 1
+
+
+def test_without_a_gpu_the_backend_says_what_is_missing(gated):
+    try:
+        import_tensorrt()
+        open_device().close()
+    except EngineError:
+        message = error_of(lambda: open_engine(gated, 'tensorrt'))
+        assert 'no NVIDIA driver' in message or 'is installed' in message
+        assert open_checked_engine(gated, 'auto')[0].name != 'tensorrt'
+    else:
+        pytest.skip('there is a GPU')
 
 
 # The real thing
@@ -698,7 +800,7 @@ def test_on_a_gpu_the_compact_network_computes_its_reference(
     gpu, bundle, tmp_path, precision, tolerance
 ):
     cache = EngineCache(tmp_path)
-    engine = open_engine(bundle, options=BuildOptions(precision), cache=cache)
+    engine = open_tensorrt(bundle, options=BuildOptions(precision), cache=cache)
     assert engine.captured
     reference = np.load(bundle.selfcheck)
     for _ in range(2):
@@ -706,11 +808,11 @@ def test_on_a_gpu_the_compact_network_computes_its_reference(
         error = output - reference['inverse_depth']
         assert np.sqrt((error**2).mean()) < tolerance * reference['inverse_depth'].std()
     engine.close()
-    open_engine(bundle, options=BuildOptions(precision), cache=cache).close()  # from the cache
+    open_tensorrt(bundle, options=BuildOptions(precision), cache=cache).close()  # from the cache
 
 
 def test_on_a_gpu_a_frame_computes_what_the_host_does(gpu, gated, tmp_path):
-    engine = open_engine(gated, CAMERA, BuildOptions('fp32'), cache=EngineCache(tmp_path))
+    engine = open_tensorrt(gated, CAMERA, options=BuildOptions('fp32'), cache=EngineCache(tmp_path))
     for seed in range(3):
         relative = engine.infer_image(picture(seed))
         expected = on_the_host(gated, picture(seed))
@@ -726,7 +828,7 @@ def test_without_a_gpu_it_says_so_before_it_builds(gated, cache):
     try:
         open_device().close()
     except EngineError:
-        message = error_of(lambda: open_engine(gated, CAMERA, cache=cache))
+        message = error_of(lambda: open_tensorrt(gated, CAMERA, cache=cache))
         assert 'no NVIDIA driver' in message or 'is installed' in message
         assert not cache.folder.exists()
     else:

@@ -185,7 +185,7 @@ def plain(source, tmp_path_factory) -> ModelBundle:
 
 
 EXACT = 1e-4  # relative error of float32
-IMAGE_SIZES = [(480, 640), (375, 1242), (57, 33), (3, 700)]
+IMAGE_SIZES = [(480, 640), (57, 33), (3, 700)]
 
 
 def picture(size: tuple[int, int]) -> np.ndarray:
@@ -272,15 +272,17 @@ def test_a_gated_bundle_goes_through_the_pipeline(gated, plain):
 @pytest.mark.parametrize('backend', ['openvino', 'onnxruntime', 'torch'])
 def test_the_segmentation_of_a_key_frame_serves_the_next(gated, network, backend):
     engine = open_engine(gated, backend, 'fp32')
-    first, second = (prepare(picture(size), gated) for size in [(60, 80), (120, 160)])
+    black = np.zeros((60, 80, 3), np.uint8)
+    first, second = (prepare(image, gated, 100) for image in (black, picture((120, 160))))
     with pytest.raises(ValueError, match='needs a segmentation input'):
         engine.infer(first[0])
     engine.infer(*first)
     # The next frame has another picture, of the same size as the network sees it.
     assert second[0].shape == first[0].shape
     mixed = engine.infer(second[0])
-    assert relative_error(in_torch(network, (second[0], first[1])), mixed) < EXACT
-    assert relative_error(engine.infer(*second), mixed) > 1e-3
+    error = relative_error(in_torch(network, (second[0], first[1])), mixed)
+    assert error < EXACT
+    assert relative_error(engine.infer(*second), mixed) > 10 * error  # with its own segmentation
     check_engine(engine, gated)
     np.testing.assert_array_equal(engine.infer(*first), engine.infer(first[0]))
 
