@@ -18,7 +18,7 @@ from briges_ros.alignment.tracker import ScaleEstimate, ScaleState, ScaleTracker
 from briges_ros.camera import CameraModel
 from briges_ros.depth_image import depth_from_inverse, resize_inverse_depth
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.inference.engine import Engine
+from briges_ros.inference.engine import Engine, ImageEngine
 from briges_ros.inference.preprocess import prepare, to_inverse_depth
 from briges_ros.inference.selfcheck import open_checked_engine
 from briges_ros.point_cloud import organised_points
@@ -193,33 +193,48 @@ class DepthPipeline:
         if stamp is not None and not math.isfinite(stamp):
             raise ValueError(f'stamp must be seconds or None, got {stamp}')
         clock = _Clock()
-        inputs = self._network_inputs(image, stamp)
-        clock.lap('preprocess')
-        output = self.engine.infer(*inputs)
-        clock.lap('inference')
-        inverse = to_inverse_depth(output, self.bundle)
-        relative = resize_inverse_depth(inverse, width, height)
-        clock.lap('postprocess')
+        relative = self._relative(image, self._reuses_segmentation(image, stamp), clock)
         scale = self._align(relative, anchors() if callable(anchors) else anchors, stamp)
         clock.lap('align')
         if scale.state is ScaleState.RELATIVE:
             depth = np.full((height, width), np.nan, np.float32)
         else:
-            depth = depth_from_inverse(
-                relative, scale.scale, scale.shift, self.min_range, self.max_range
-            )
-            low, high = scale.relative_range
-            if np.isfinite(low):
-                depth[(relative < low) | (relative > high)] = np.nan
+            depth = self._metres(relative, scale)
         clock.lap('postprocess')
         return DepthFrame(image, relative, depth, scale, camera, clock.total())
 
-    def _network_inputs(
-        self, image: NDArray[np.uint8], stamp: float | None
-    ) -> tuple[NDArray[np.float32], ...]:
-        """What the engine takes; without the segmentation's between two key frames."""
+    def _relative(
+        self, image: NDArray[np.uint8], reuse_segmentation: bool, clock: _Clock
+    ) -> NDArray[np.float32]:
+        if isinstance(self.engine, ImageEngine):
+            clock.lap('preprocess')  # nothing: it is all on the device, and counted as inference
+            relative = self.engine.infer_image(image, self.token_budget, reuse_segmentation)
+            clock.lap('inference')
+            return relative
+        segment = not reuse_segmentation
+        inputs = prepare(image, self.bundle, self.token_budget, segmentation=segment)
+        clock.lap('preprocess')
+        output = self.engine.infer(*inputs)
+        clock.lap('inference')
+        inverse = to_inverse_depth(output, self.bundle)
+        relative = resize_inverse_depth(inverse, image.shape[1], image.shape[0])
+        clock.lap('postprocess')
+        return relative
+
+    def _metres(self, relative: NDArray[np.float32], scale: ScaleEstimate) -> NDArray[np.float32]:
+        line = scale.scale, scale.shift, self.min_range, self.max_range
+        if isinstance(self.engine, ImageEngine):
+            return self.engine.depth(*line, scale.relative_range)
+        depth = depth_from_inverse(relative, *line)
+        low, high = scale.relative_range
+        if np.isfinite(low):
+            depth[(relative < low) | (relative > high)] = np.nan
+        return depth
+
+    def _reuses_segmentation(self, image: NDArray[np.uint8], stamp: float | None) -> bool:
+        """Does the segmentation of the last key frame serve this one?"""
         if self.bundle.segmentation_input is None:
-            return prepare(image, self.bundle, self.token_budget)
+            return False
         key = self._key_frame
         size = image.shape[1], image.shape[0]
         # A picture on its own, or one of another camera, has nothing to do with the last.
@@ -231,7 +246,7 @@ class DepthPipeline:
         )
         served = key.served + 1 if reuse else int(stamp is not None)
         self._key_frame = _KeyFrame(served, size, self.token_budget)
-        return prepare(image, self.bundle, self.token_budget, segmentation=not reuse)
+        return reuse
 
     def reset_scale(self) -> None:
         """Forget the held fit; the next frame needs fresh anchors."""

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,46 @@ class Engine(Protocol):
 
         Returns:
             By the names of its outputs; valid until the next run.
+        """
+        ...
+
+
+@runtime_checkable
+class ImageEngine(Engine, Protocol):
+    """An engine that also does what comes before and after the network, on its device."""
+
+    def infer_image(
+        self, image: NDArray[np.uint8], token_budget: int, reuse_segmentation: bool
+    ) -> NDArray[np.float32]:
+        """Relative depth of an image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            token_budget: most patches that the depth encoder may see.
+            reuse_segmentation: take the segmentation of the last image of this size.
+
+        Returns:
+            (H, W) float32 inverse depth, up to scale and shift, or 1/m of a metric network: what
+            `prepare`, `infer`, `to_inverse_depth` and `resize_inverse_depth` give, to rounding.
+        """
+        ...
+
+    def depth(
+        self,
+        scale: float,
+        shift: float,
+        min_range: float,
+        max_range: float,
+        relative_range: tuple[float, float],
+    ) -> NDArray[np.float32]:
+        """Metres of the last `infer_image`: see `depth_image.depth_from_inverse`.
+
+        Args:
+            scale, shift, min_range, max_range: as there.
+            relative_range: least and greatest relative value that these hold for.
+
+        Returns:
+            (H, W) float32 metres; NaN unknown, +inf beyond range.
         """
         ...
 

@@ -8,7 +8,9 @@ onnxruntime's float32 on that frame before it is used.
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.device_memory import open_device
 from briges_ros.inference.engine import Arrays, EngineError
 from briges_ros.inference.engine import open_engine as open_other
+from briges_ros.inference.preprocess import prepare
 from briges_ros.inference.selfcheck import WHOLE, check, comparison
 from briges_ros.inference.tensorrt_build import BuildOptions, Shapes, import_tensorrt
 from briges_ros.inference.tensorrt_engine import TensorRTEngine, open_tensorrt, selfcheck_shapes
@@ -50,7 +53,7 @@ def open_engine(
 
 
 class TensorRTBackend:
-    """See `engine.Engine`."""
+    """See `engine.ImageEngine`."""
 
     name = 'tensorrt'
 
@@ -59,7 +62,8 @@ class TensorRTBackend:
         self._bundle = bundle
         self._engines: dict[str, TensorRTEngine] = {}
         self._refused: dict[str, EngineError] = {}
-        self._newest = self._opened(selfcheck_shapes(bundle))
+        self._selfcheck_shapes = selfcheck_shapes(bundle)
+        self._newest, _ = self._for_inputs(self._selfcheck_shapes)
 
     def infer(
         self, image: NDArray[np.float32], segmentation_image: NDArray[np.float32] | None = None
@@ -75,52 +79,93 @@ class TensorRTBackend:
             if self._newest.input_shapes['image'] != image.shape:
                 raise ValueError('a frame of another size needs a segmentation input')
             return self._newest.infer(image)
-        inputs = (image,) if segmentation_image is None else (image, segmentation_image)
-        shapes: dict[str, Shapes] = {'depth_encoder': {'image': image.shape}}
-        if segmentation_image is not None:
-            if not gated:
-                raise ValueError(
-                    'a segmentation input goes with a gate: use prepare(image, bundle)'
-                )
-            shapes['segmentation_encoder'] = {'image': segmentation_image.shape}
-        if str(shapes) in self._refused:
-            raise self._refused[str(shapes)]
-        known = str(shapes) in self._engines
-        engine = self._newest = self._opened(shapes)
+        if segmentation_image is None:
+            inputs: tuple[NDArray[np.float32], ...] = (image,)
+        elif gated:
+            inputs = image, segmentation_image
+        else:
+            raise ValueError('a segmentation input goes with a gate: use prepare(image, bundle)')
+        encoders = ('depth_encoder', 'segmentation_encoder')
+        shapes: dict[str, Shapes] = {
+            name: {'image': array.shape} for name, array in zip(encoders, inputs, strict=False)
+        }
+        engine, new = self._for_inputs(shapes)
         output = engine.infer(*inputs)
-        if not known and shapes != selfcheck_shapes(self._bundle):
-            try:
-                self._prove(output, inputs)
-            except EngineError as error:
-                self._refused[str(shapes)] = error
-                raise
+        if new and shapes != self._selfcheck_shapes:
+            self._prove(str(shapes), output, inputs)
+        self._newest = engine
         return output
+
+    def infer_image(
+        self, image: NDArray[np.uint8], token_budget: int, reuse_segmentation: bool
+    ) -> NDArray[np.float32]:
+        """See `engine.ImageEngine.infer_image`.
+
+        Raises:
+            EngineError: the plans of this size cannot be built, or compute wrong numbers.
+        """
+        camera = image.shape[1], image.shape[0]
+        key = f'{camera[0]}x{camera[1]} {token_budget}'
+        engine, new = self._opened(
+            key, functools.partial(open_tensorrt, self._bundle, camera, token_budget=token_budget)
+        )
+        if new:
+            inputs = prepare(image, self._bundle, token_budget)
+            self._prove(key, engine.infer(*inputs), inputs)
+        self._newest = engine
+        return engine.infer_image(image, reuse_segmentation and not new)
+
+    def depth(
+        self,
+        scale: float,
+        shift: float,
+        min_range: float,
+        max_range: float,
+        relative_range: tuple[float, float],
+    ) -> NDArray[np.float32]:
+        """See `engine.ImageEngine.depth`."""
+        return self._newest.depth(scale, shift, min_range, max_range, relative_range)
 
     def run_graph(self, graph: str, inputs: Arrays) -> Arrays:
         """See `engine.Engine.run_graph`; of the self-check's size."""
-        return self._opened(selfcheck_shapes(self._bundle)).run_graph(graph, inputs)
+        engine, _ = self._for_inputs(self._selfcheck_shapes)
+        return engine.run_graph(graph, inputs)
 
-    def _opened(self, shapes: dict[str, Shapes]) -> TensorRTEngine:
-        engine = self._engines.pop(str(shapes), None)
+    def _for_inputs(self, shapes: dict[str, Shapes]) -> tuple[TensorRTEngine, bool]:
+        return self._opened(
+            str(shapes), functools.partial(open_tensorrt, self._bundle, shapes=shapes)
+        )
+
+    def _opened(
+        self, key: str, opener: Callable[..., TensorRTEngine]
+    ) -> tuple[TensorRTEngine, bool]:
+        """The engine of a size, and whether it is new."""
+        if key in self._refused:
+            raise self._refused[key]
+        engine = self._engines.pop(key, None)
+        new = engine is None
         if engine is None:
-            sizes = ', '.join(f'{s["image"][3]}x{s["image"][2]}' for s in shapes.values())
-            log.info('tensorrt: plans for %s, from the cache or built, which takes minutes', sizes)
-            engine = open_tensorrt(
-                self._bundle, shapes=shapes, options=BuildOptions(self.precision)
-            )
+            log.info('tensorrt: plans for %s, from the cache or built, which takes minutes', key)
+            engine = opener(options=BuildOptions(self.precision))
             while len(self._engines) > SIZES_KEPT:
                 self._engines.pop(next(iter(self._engines))).close()
-        self._engines[str(shapes)] = engine
-        return engine
+        self._engines[key] = engine  # the last is the one that was used last
+        return engine, new
 
-    def _prove(self, output: NDArray[np.float32], inputs: tuple[NDArray[np.float32], ...]) -> None:
+    def _prove(
+        self, key: str, output: NDArray[np.float32], inputs: tuple[NDArray[np.float32], ...]
+    ) -> None:
+        """Compare the network's output with float32, or never run this size again."""
         reference = open_other(self._bundle, 'onnxruntime', 'fp32').infer(*inputs)
-        found = comparison(self, WHOLE, 'inverse_depth', output, reference)
-        check(self, self._bundle, (found,))
+        try:
+            found = comparison(self, WHOLE, 'inverse_depth', output, reference)
+            check(self, self._bundle, (found,))
+        except EngineError as error:
+            self._refused[key] = error
+            raise
         log.info(
-            'tensorrt (%s): relative error %.2g on the first frame of %dx%d',
+            'tensorrt (%s): relative error %.2g on the first frame of %s',
             self.precision,
             found.relative_error,
-            inputs[0].shape[3],
-            inputs[0].shape[2],
+            key,
         )

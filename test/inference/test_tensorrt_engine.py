@@ -15,6 +15,7 @@ import pytest
 from fake_device import FakeDevice, FakeGraph
 from onnx import TensorProto, helper, numpy_helper
 
+from briges_ros import Anchors, DepthPipeline
 from briges_ros.depth_image import depth_from_inverse, resize_inverse_depth
 from briges_ros.inference import (
     image_graphs,
@@ -705,15 +706,16 @@ def opens(gated, monkeypatch):
     """Lets the backend open engines on fake devices; returns the sizes that it opened."""
     sizes, broken = [], []
 
-    def fake(bundle, shapes, options):
+    def fake(bundle, camera=None, shapes=None, options=None, token_budget=None):
         device = FakeDevice()
+        shapes = shapes or network_shapes(bundle, *camera, token_budget)
         sizes.append(shapes['depth_encoder']['image'][:1:-1])
         changed = {}
         if sizes[-1] in broken:
             changed['gate_decoder'] = onnx.load(str(bundle.graphs['gate_decoder']))
             node = next(n for n in changed['gate_decoder'].graph.node if n.op_type == 'Abs')
             node.op_type = 'Neg'
-        graphs = fake_graphs(device, bundle, None, sizes_of=shapes, **changed)
+        graphs = fake_graphs(device, bundle, camera, sizes_of=shapes, **changed)
         return TensorRTEngine(device, graphs, options.precision)
 
     monkeypatch.setattr(tensorrt_backend, 'open_tensorrt', fake)
@@ -768,6 +770,39 @@ def test_sizes_that_are_not_used_any_more_are_closed(gated, opens):
     for width in (96, 128, 160, 192):
         engine.infer(*prepare(picture(3, (width, 48)), gated))
     assert len(engine._engines) == tensorrt_backend.SIZES_KEPT + 1
+
+
+def test_a_pipeline_leaves_the_whole_frame_to_the_device(gated, opens):
+    ours = DepthPipeline(gated, tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0))
+    host = DepthPipeline(gated, open_engine(gated, 'onnxruntime', 'fp32', 1))
+    for pipeline in (ours, host):
+        pipeline.segmentation_every_n_frames = 2
+    plain = DepthPipeline(gated, open_engine(gated, 'onnxruntime', 'fp32', 1))
+    rng = np.random.default_rng(0)
+    u, v = rng.integers(0, 64, 300), rng.integers(0, 48, 300)
+    for stamp in range(5):
+        image = picture(stamp)
+        seen = plain(image).relative
+        anchors = Anchors(u, v, 1 / seen[v, u], np.full(300, 0.01))
+        frames = [pipeline(image, None, anchors, float(stamp)) for pipeline in (ours, host)]
+        assert frames[0].scale.state is frames[1].scale.state
+        assert frames[0].timing.keys() == frames[1].timing.keys()
+        for name in ('relative', 'depth'):
+            values = [getattr(frame, name) for frame in frames]
+            np.testing.assert_allclose(*values, rtol=1e-4)
+        assert np.isfinite(frames[0].depth).any()
+    assert len(opens.sizes) == 2  # the self-check's, and the camera's
+
+
+def test_a_camera_whose_network_comes_out_wrong_is_refused(gated, opens):
+    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0)
+    image = picture(0, (96, 48))
+    opens.broken.append(prepare(image, gated)[0].shape[:1:-1])
+    for _ in range(2):
+        assert 'fails the self-check of pooled' in error_of(
+            lambda: engine.infer_image(image, gated.token_budget, False)
+        )
+    assert len(opens.sizes) == 2
 
 
 def test_without_a_gpu_the_backend_says_what_is_missing(gated):
