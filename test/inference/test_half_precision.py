@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.half_precision import half_precision
-from briges_ros.inference.onnxruntime_engine import open_engine
+from briges_ros.inference.engine import open_engine
 from briges_ros.inference.preprocess import prepare
 from briges_ros.inference.selfcheck import check_engine
 
@@ -34,7 +34,7 @@ def test_the_compact_network_computes_the_same_in_half(bundle: ModelBundle, halv
     """On a real frame, every tensor rounded to the type that it has in the graph."""
     pixels = cv2.imread(str(data / 'frames' / 'd01_nyu00000_rgb.jpg'))[:, :, ::-1]
     (image,) = prepare(np.ascontiguousarray(pixels), bundle, 140)
-    reference = open_engine(bundle, 1).infer(image)
+    reference = open_engine(bundle, 'onnxruntime', 'fp32', 1).infer(image)
     levels, largest = strict_half.run(halves['depth_encoder'], {'image': image})
     assert {array.dtype for array in levels.values()} == {np.dtype(np.float16)}
     output, largest_decoder = strict_half.run(halves['gate_decoder'], levels)
@@ -164,4 +164,4 @@ def test_a_tensor_without_a_type_is_named():
 
 def test_the_original_passes_its_own_selfcheck(bundle):
     """So the reference that the half graphs are compared with is the network's."""
-    assert check_engine(open_engine(bundle, 1), bundle).relative_error < 1e-4
+    assert check_engine(open_engine(bundle, 'onnxruntime', 'fp32', 1), bundle).relative_error < 1e-4
