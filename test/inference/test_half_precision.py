@@ -8,8 +8,8 @@ import strict_half
 from onnx import TensorProto, helper, numpy_helper
 
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.inference.half_precision import half_precision
 from briges_ros.inference.engine import open_engine
+from briges_ros.inference.half_precision import half_precision
 from briges_ros.inference.preprocess import prepare
 from briges_ros.inference.selfcheck import check_engine
 
