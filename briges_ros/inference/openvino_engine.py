@@ -9,9 +9,7 @@ import openvino
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.engine import Arrays, EngineError, Graph, GraphEngine
 
-# Networks are compiled for the size of their inputs, which is a tenth faster than for any size.
-# So many sizes are kept: one for each of some cameras.
-SIZES_KEPT = 4
+SIZES_KEPT = 4  # compiled graphs: one for each of some cameras
 
 
 def precisions(bundle: ModelBundle, device: str) -> tuple[str, ...]:
@@ -38,15 +36,23 @@ def open_engine(bundle: ModelBundle, device: str, precision: str, threads: int) 
     if threads:
         config['INFERENCE_NUM_THREADS'] = threads
     graphs = {
-        name: _open_graph(core, device, path, config)
+        # The depth encoder is compiled for inputs of any size: for one size it is a tenth faster,
+        # but that takes seven seconds, with the first frame of a camera. The others are compiled
+        # for the size at hand, in a third of a second, because OpenVINO (2026.4) computes int8
+        # convolutions wrongly where sizes are open.
+        name: _open_graph(core, device, path, config, any_size=name == 'depth_encoder')
         for name, path in bundle.graphs_in(precision).items()
     }
     return GraphEngine('openvino', precision, graphs)
 
 
-def _open_graph(core: openvino.Core, device: str, path: Path, config: dict[str, object]) -> Graph:
+def _open_graph(
+    core: openvino.Core, device: str, path: Path, config: dict[str, object], any_size: bool
+) -> Graph:
     try:
         model = core.read_model(str(path))
+        if any_size:
+            open_request = core.compile_model(model, device, config).create_infer_request()
     except RuntimeError as error:
         raise EngineError(f'openvino does not load {path}: {error}') from error
 
@@ -64,13 +70,14 @@ def _open_graph(core: openvino.Core, device: str, path: Path, config: dict[str, 
     requests: dict[tuple[tuple[int, ...], ...], openvino.InferRequest] = {}
 
     def run(inputs: Arrays) -> Arrays:
-        sizes = tuple(array.shape for array in inputs.values())
-        request = requests.pop(sizes, None)
-        if request is None:
-            request = compiled(inputs)
+        if any_size:
+            request = open_request
+        else:
+            sizes = tuple(array.shape for array in inputs.values())
+            request = requests.pop(sizes, None) or compiled(inputs)
             if len(requests) == SIZES_KEPT:
-                del requests[next(iter(requests))]  # the one that was not used for the longest time
-        requests[sizes] = request
+                del requests[next(iter(requests))]  # not used for the longest time
+            requests[sizes] = request
         # Features are read where they were written: no copies between the graphs.
         results = request.infer(inputs, share_inputs=True, share_outputs=True)
         return {output.any_name: results[output] for output in results}
