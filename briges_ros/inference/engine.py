@@ -7,10 +7,10 @@ the graphs is its own business: on a GPU they never leave the device.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,10 @@ class EngineError(BrigesError):
 
 Arrays = dict[str, NDArray[np.float32]]
 
-Graph = Callable[[Arrays], Arrays]
+Graph = Callable[[dict[str, Any]], dict[str, Any]]
 """A loaded ONNX graph: arrays by the names of its inputs -> arrays by those of its outputs.
 
+It takes host arrays, and what another graph of the same engine gave, which may lie on a device.
 What it returns may be its own memory, which its next run overwrites.
 """
 
@@ -118,37 +119,63 @@ class ImageEngine(Engine, Protocol):
         ...
 
 
-class GraphEngine:
-    """An engine over graphs that take and return host arrays."""
+def check_segmentation(gated: bool, given: bool, remembered: bool) -> None:
+    """Refuse what `Engine.infer` cannot run.
 
-    def __init__(self, name: str, precision: str, graphs: dict[str, Graph]) -> None:
+    Args:
+        gated: the network has a gate.
+        given: there is a segmentation input.
+        remembered: there is the segmentation of an earlier frame.
+
+    Raises:
+        ValueError: a segmentation input for a network without a gate, or none yet for one with.
+    """
+    if given and not gated:
+        raise ValueError('a segmentation input goes with a gate: use prepare(image, bundle)')
+    if gated and not (given or remembered):
+        raise ValueError('the first frame of a network with a gate needs a segmentation input')
+
+
+class GraphEngine:
+    """An engine over graphs that run one after the other, as all but TensorRT's do.
+
+    Args:
+        name, precision: see `Engine`.
+        graphs: by their names in the bundle.
+        to_host: gives an array of the graphs' as a host array.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        precision: str,
+        graphs: Mapping[str, Graph],
+        to_host: Callable[[Any], NDArray[np.float32]] = np.asarray,
+    ) -> None:
         self.name = name
         self.precision = precision
         self._graphs = graphs
-        self._segmentation: Arrays = {}
+        self._to_host = to_host
+        self._segmentation: dict[str, Any] = {}
 
     def infer(
         self, image: NDArray[np.float32], segmentation_image: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """See `Engine.infer`."""
-        gated = 'segmentation_encoder' in self._graphs
-        if segmentation_image is not None:
-            if not gated:
-                raise ValueError(
-                    'a segmentation input goes with a gate: use prepare(image, bundle)'
-                )
+        gated, given = 'segmentation_encoder' in self._graphs, segmentation_image is not None
+        check_segmentation(gated, given, bool(self._segmentation))
+        if given:
             self._segmentation = self._graphs['segmentation_encoder']({'image': segmentation_image})
-        elif gated and not self._segmentation:
-            raise ValueError('the first frame of a network with a gate needs a segmentation input')
         features = self._graphs['depth_encoder']({'image': image})
         (output,) = self._graphs['gate_decoder'](features | self._segmentation).values()
-        return np.array(output.reshape(output.shape[-2:]), np.float32)
+        return np.array(self._to_host(output).reshape(output.shape[-2:]), np.float32)
 
     def run_graph(self, graph: str, inputs: Arrays) -> Arrays:
         """See `Engine.run_graph`."""
         if graph == 'segmentation_encoder':
             self._segmentation = {}  # it may be that graph's own memory
-        return self._graphs[graph](inputs)
+        outputs = self._graphs[graph](inputs)
+        return {name: self._to_host(array) for name, array in outputs.items()}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.device_memory import open_device
-from briges_ros.inference.engine import Arrays, EngineError
+from briges_ros.inference.engine import Arrays, EngineError, check_segmentation
 from briges_ros.inference.engine import open_engine as open_other
 from briges_ros.inference.preprocess import prepare
 from briges_ros.inference.selfcheck import WHOLE, check, comparison
@@ -74,17 +74,12 @@ class TensorRTBackend:
             EngineError: the plans of this size cannot be built, or compute wrong numbers.
         """
         gated = self._bundle.segmentation_input is not None
-        if segmentation_image is None and gated:
-            # The segmentation of the last frame is in the engine that computed it.
-            if self._newest.input_shapes['image'] != image.shape:
-                raise ValueError('a frame of another size needs a segmentation input')
+        # The segmentation of the last frame is in the engine that computed it.
+        same_size = self._newest.input_shapes['image'] == image.shape
+        check_segmentation(gated, segmentation_image is not None, same_size)
+        if gated and segmentation_image is None:
             return self._newest.infer(image)
-        if segmentation_image is None:
-            inputs: tuple[NDArray[np.float32], ...] = (image,)
-        elif gated:
-            inputs = image, segmentation_image
-        else:
-            raise ValueError('a segmentation input goes with a gate: use prepare(image, bundle)')
+        inputs = (image,) if segmentation_image is None else (image, segmentation_image)
         encoders = ('depth_encoder', 'segmentation_encoder')
         shapes: dict[str, Shapes] = {
             name: {'image': array.shape} for name, array in zip(encoders, inputs, strict=False)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from briges_ros.depth_image import depth_from_inverse, resize_inverse_depth
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.device_memory import Device, open_device
-from briges_ros.inference.engine import Arrays, EngineError
+from briges_ros.inference.engine import Arrays, EngineError, check_segmentation
 from briges_ros.inference.engine_cache import EngineCache, EngineKey
 from briges_ros.inference.preprocess import network_input, to_inverse_depth
 from briges_ros.inference.tensorrt_build import (
@@ -491,14 +491,9 @@ class TensorRTEngine:
             EngineError: an input of another size than the engine was opened for.
             ValueError: a segmentation input for a network without a gate, or none yet for one with.
         """
+        check_segmentation(self._gated, segmentation_image is not None, self._segmented)
         if segmentation_image is not None:
-            if not self._gated:
-                raise ValueError(
-                    'a segmentation input goes with a gate: use prepare(image, bundle)'
-                )
             self._write('segmentation_image', segmentation_image)
-        elif self._gated and not self._segmented:
-            raise ValueError('the first frame of a network with a gate needs a segmentation input')
         self._write('image', image)
         self._run(self._network if segmentation_image is not None else self._network_reusing)
         self._segmented = self._gated

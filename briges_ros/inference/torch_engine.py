@@ -11,16 +11,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.inference.engine import Arrays, EngineError
+from briges_ros.inference.engine import EngineError, GraphEngine
 from briges_ros.inference.half_precision import half_precision
 
 NAMES = {'cpu': 'torch', 'cuda': 'torch-cuda'}
@@ -49,49 +47,7 @@ def precisions(_bundle: ModelBundle, device: str) -> tuple[str, ...]:
     return ('fp16', 'fp32')
 
 
-class TorchEngine:
-    """See `engine.Engine`."""
-
-    def __init__(self, bundle: ModelBundle, device: str, precision: str) -> None:
-        self.name = NAMES[device]
-        self.precision = precision
-        self._device = torch.device(device)
-        self._graphs = {
-            name: _TorchGraph(path, self._device, precision) for name, path in bundle.graphs.items()
-        }
-        self._segmentation: dict[str, Tensor] = {}
-
-    def infer(
-        self, image: NDArray[np.float32], segmentation_image: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """See `engine.Engine.infer`."""
-        gated = 'segmentation_encoder' in self._graphs
-        if segmentation_image is not None:
-            if not gated:
-                raise ValueError(
-                    'a segmentation input goes with a gate: use prepare(image, bundle)'
-                )
-            self._segmentation = self._run('segmentation_encoder', {'image': segmentation_image})
-        elif gated and not self._segmentation:
-            raise ValueError('the first frame of a network with a gate needs a segmentation input')
-        features = self._run('depth_encoder', {'image': image})
-        (output,) = self._graphs['gate_decoder'](features | self._segmentation).values()
-        return np.array(output.cpu().numpy().reshape(output.shape[-2:]), np.float32)
-
-    def run_graph(self, graph: str, inputs: Arrays) -> Arrays:
-        """See `engine.Engine.run_graph`."""
-        if graph == 'segmentation_encoder':
-            self._segmentation = {}  # it may be that graph's own memory
-        outputs = self._run(graph, inputs)
-        return {name: tensor.float().cpu().numpy() for name, tensor in outputs.items()}
-
-    def _run(self, graph: str, inputs: Arrays) -> dict[str, Tensor]:
-        return self._graphs[graph](
-            {name: torch.from_numpy(array).to(self._device) for name, array in inputs.items()}
-        )
-
-
-def open_engine(bundle: ModelBundle, device: str, precision: str, threads: int) -> TorchEngine:
+def open_engine(bundle: ModelBundle, device: str, precision: str, threads: int) -> GraphEngine:
     """Load the bundle's graphs; ``threads`` 0 lets torch choose.
 
     Raises:
@@ -101,7 +57,11 @@ def open_engine(bundle: ModelBundle, device: str, precision: str, threads: int) 
         torch.set_num_threads(threads)
     # TF32 has 11 bits of mantissa: that is no float32.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    return TorchEngine(bundle, device, precision)
+    graphs = {
+        name: _TorchGraph(path, torch.device(device), precision)
+        for name, path in bundle.graphs.items()
+    }
+    return GraphEngine(NAMES[device], precision, graphs, lambda x: x.float().cpu().numpy())
 
 
 class _TorchGraph:
@@ -137,9 +97,12 @@ class _TorchGraph:
         self._plans: dict[tuple[torch.Size, ...], _Plan] = {}
 
     @torch.inference_mode()
-    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run; what comes out is the plan's own memory, which its next run overwrites."""
-        inputs = {name: tensor.to(self._types[name]) for name, tensor in inputs.items()}
+    def __call__(self, arrays: dict[str, Any]) -> dict[str, Tensor]:
+        """Run on host arrays or tensors; see `Graph`."""
+        inputs = {
+            name: torch.as_tensor(array, dtype=self._types[name], device=self._device)
+            for name, array in arrays.items()
+        }
         sizes = tuple(tensor.shape for tensor in inputs.values())
         plan = self._plans.pop(sizes, None)
         if plan is None:

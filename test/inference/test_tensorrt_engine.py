@@ -762,7 +762,7 @@ def test_the_backend_takes_the_segmentation_of_a_key_frame(gated, opens):
     np.testing.assert_allclose(engine.infer(second[0]), expected, rtol=1e-5)
     check_engine(engine, gated)
     other = prepare(picture(1, (96, 48)), gated)
-    assert 'another size' in error_of(lambda: engine.infer(other[0]), ValueError)
+    assert 'first frame' in error_of(lambda: engine.infer(other[0]), ValueError)
 
 
 def test_sizes_that_are_not_used_any_more_are_closed(gated, opens):

@@ -268,7 +268,8 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(data, tmp_
         next(trainer.student.parameters()).fill_(torch.nan)
     with pytest.raises(BrigesError, match='not finite at step 2, from') as refused:
         trainer.train()
-    assert f'{tmp_path}/work/checkpoint.pt is the last good state' in str(refused.value)
+    checkpoint = tmp_path / 'work' / 'checkpoint.pt'
+    assert f'{checkpoint} is the last good state' in str(refused.value)
     assert open_trainer(data, tmp_path / 'work', checkpoint_steps=1).step == 1
 
 
