@@ -38,12 +38,19 @@ _SAMPLE = 1000
 _MAX_ITERATIONS = 10
 _CONVERGED = 1e-3  # relative change of scale and shift
 # What is at least needed to trust a fit, see `fit_inverse_depth`.
-_MIN_ANCHORS = 10
-_MIN_INLIERS = 6
+_MIN_ANCHORS = 5
+_MIN_INLIERS = 5
 _MIN_INLIER_SHARE = 0.4
-_MIN_GAIN = 0.1
-_MIN_GAIN_PER_ANCHOR = 3.0
-_GREATEST_ERROR = 0.5
+# Odds, as a logarithm, by which the anchors must favour the fit over chance.
+_MIN_EVIDENCE = math.log(1000.0)
+_PARAMETERS = 3  # scale, shift and spread, each of which costs log(N) / 2 (Schwarz 1978)
+_GREATEST_ERROR = 0.5  # of an anchor that a flat fit is still drawn through
+# Median relative depth error of the inliers at which the metres are no longer worth the name.
+_GREATEST_RESIDUAL = 0.2
+# An expected relative error of this much halves the quality.
+_HALF_QUALITY = 0.25
+# Of the anchors that must agree when only the scale moves: nothing else speaks for it.
+_MIN_SCALE_SHARE = 0.6
 # Anchors are at about one depth, see `_flat`: this share of them within this much of it, and the
 # median within this much.
 _FLAT_WITHIN = 0.25
@@ -75,6 +82,13 @@ class AffineFit:
         relative_range: Relative inverse depth, least and greatest, for which the fit says anything.
             Unbounded where the anchors tell scale from shift. Where they are at about one depth,
             what seems nearer or farther than all of them is unknown.
+        model_error: Relative standard deviation of the network about the fit, without the noise of
+            the anchors.
+        quality: How far the metres may be trusted, 0 to 1: the share of inliers over 1 + (E /
+            0.25)^2, E being the relative error to be expected in the middle and at the ends of the
+            anchors' range, from `model_error` and `covariance`. Halved where the anchors do not
+            tell scale from shift.
+        scale_only: The ratio of shift to scale is that of an earlier fit.
     """
 
     scale: float
@@ -85,6 +99,9 @@ class AffineFit:
     residual: float
     inlier_mask: npt.NDArray[np.bool_]
     relative_range: tuple[float, float] = (-math.inf, math.inf)
+    model_error: float = _MODEL_ERROR
+    quality: float = 0.0
+    scale_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,6 +155,8 @@ def fit_inverse_depth(
     depth: npt.NDArray[np.float32],
     sigma: npt.NDArray[np.float32],
     *,
+    weight: npt.NDArray[np.floating] | None = None,
+    previous: AffineFit | None = None,
     seed: int = 0,
 ) -> AffineFit | FitFailure:
     """Fit scale and shift to anchors, of which some may be wrong.
@@ -148,72 +167,97 @@ def fit_inverse_depth(
     sqrt(m^2 + (sigma / z)^2), m being the error of the network: 0.1 for the search, then as
     measured on the inliers, between 0.01 and 0.2.
 
+    Metres drawn from anchors that have nothing to do with the relative depth would be made up. So
+    the fit must explain the depths of the anchors 1000 times better than their mere distribution
+    does, after a charge for its parameters (`_evidence`). Where it does not, because there are few
+    anchors or all lie at about one depth (a wall, a table from above), only the scale of `previous`
+    moves, if they agree with its ratio of shift to scale. Without it, that one depth is the fit,
+    for as much of the image as they stand for: see `AffineFit.relative_range`.
+
     Args:
         relative: (N,) relative inverse depth at the anchors, larger is nearer. What is not finite
             is not used.
         depth: (N,) metres along optical Z.
         sigma: (N,) standard deviation of `depth`, metres.
+        weight: (N,) how much each anchor counts, beside its noise; by default 1. What is not
+            positive is not used.
+        previous: The last fit, if it still stands for the scene.
         seed: Seed of the hypotheses. The same input and seed give the same fit.
 
     Returns:
-        The fit, or why there is none: fewer than 10 usable anchors; fewer than 6, or than 40 %, in
-        agreement; relative depth that falls where the anchors come nearer; or relative depth that
-        explains the anchors hardly better than one depth for all of them would (the mean relative
-        error must come out smaller by a tenth, and by more with few anchors), because it has
-        nothing to do with them. Metres drawn from such anchors would be made up. But if they do lie
-        at about one depth (a wall, a table from above), that depth is the fit, for as much of the
-        image as they stand for: see `AffineFit.relative_range`.
+        The fit, or why there is none: fewer than 5 usable anchors; fewer than 5, or than 40 %, in
+        agreement; relative depth that falls where the anchors come nearer, or that does not
+        explain them.
 
     Raises:
         ValueError: The vectors differ in length.
     """
-    if not np.shape(relative) == np.shape(depth) == np.shape(sigma):
+    if weight is None:
+        weight = np.ones(np.shape(depth))
+    if not np.shape(relative) == np.shape(depth) == np.shape(sigma) == np.shape(weight):
         raise ValueError(
-            f'relative, depth and sigma must have one length, got {np.shape(relative)}, '
-            f'{np.shape(depth)} and {np.shape(sigma)}'
+            f'relative, depth, sigma and weight must have one length, got {np.shape(relative)}, '
+            f'{np.shape(depth)}, {np.shape(sigma)} and {np.shape(weight)}'
         )
     usable = np.isfinite(relative) & np.isfinite(depth) & (depth > 0) & np.isfinite(sigma)
+    usable &= np.isfinite(weight) & (weight > 0)
     count = int(usable.sum())
     if count < _MIN_ANCHORS:
         return FitFailure(f'{count} usable anchors, at least {_MIN_ANCHORS} needed')
     p = np.asarray(relative, dtype=np.float64)[usable]
     z = np.asarray(depth, dtype=np.float64)[usable]
     noise = np.asarray(sigma, dtype=np.float64)[usable] / z
+    part = np.asarray(weight, dtype=np.float64)[usable]
+    part /= part.mean()
     # Centred and scaled, so that the equations are well conditioned whatever the network's unit.
     centre, unit = float(np.median(p)), float(p.max() - p.min())
     if unit <= 1e-6 * abs(centre) or unit < 1e-30:
-        return FitFailure('the relative depth is the same at all anchors')
+        failure = FitFailure('the relative depth is the same at all anchors')
+        return _scale_only(previous, p, z, noise, usable) or failure
     p -= centre
     p /= unit
 
+    def degenerate(reason: str) -> AffineFit | FitFailure:
+        moved = _scale_only(previous, p * unit + centre, z, noise, usable)
+        return moved or _flat(p, z, centre, unit, usable) or FitFailure(reason)
+
     rng = np.random.default_rng(seed)
     few = rng.choice(count, _SAMPLE, replace=False) if count > _SAMPLE else np.arange(count)
-    start = _search(p[few], z[few], np.hypot(noise[few], _MODEL_ERROR), rng)
+    start = _search(p[few], z[few], np.hypot(noise[few], _MODEL_ERROR), part[few], rng)
     if start is None:
-        return _flat(p, z, centre, unit, usable) or FitFailure(_DOES_NOT_GROW)
-    s, t, model = _refine(*start, p, z, noise)
+        return degenerate(_DOES_NOT_GROW)
+    s, t, model = _refine(*start, p, z, noise, part)
 
     spread = np.hypot(noise, model)
     error = (s * p + t) * z - 1
     inlier = np.abs(error) < _INLIER_SPREADS * spread
     inliers = int(inlier.sum())
     if inliers < max(_MIN_INLIERS, _MIN_INLIER_SHARE * count):
-        return FitFailure(f'only {inliers} of {count} anchors agree with the relative depth')
-    if s <= 0:
-        return _flat(p, z, centre, unit, usable) or FitFailure(_DOES_NOT_GROW)
-    normal, _ = _equations(inlier / (spread * spread), p, z)
-    ours = _mean_error(error[few] + 1)
-    constant = _mean_error_of_one_depth(z[few])
-    singular = not np.linalg.det(normal) > 1e-12 * normal[0, 0] * normal[1, 1]
-    if singular or not ours < (1 - _MIN_GAIN - _MIN_GAIN_PER_ANCHOR / count) * constant:
-        return _flat(p, z, centre, unit, usable) or FitFailure(
-            'the anchors do not tell scale from shift: one depth fits them as well'
+        moved = _scale_only(previous, p * unit + centre, z, noise, usable)
+        return moved or FitFailure(
+            f'only {inliers} of {count} anchors agree with the relative depth'
         )
+    if s <= 0:
+        return degenerate(_DOES_NOT_GROW)
+    normal, _ = _equations(part * inlier / (spread * spread), p, z)
+    singular = not np.linalg.det(normal) > 1e-12 * normal[0, 0] * normal[1, 1]
+    if singular or _evidence(error[few], z[few], spread[few], count) < _MIN_EVIDENCE:
+        return degenerate('the anchors do not tell scale from shift: one depth fits them as well')
 
-    chi2 = float(np.square(error[inlier] / spread[inlier]).sum()) / (inliers - 2)
+    # z' = z / (1 + e), so |z' - z| / z = |e| / (1 + e).
+    residual = float(np.median(np.abs(error[inlier]) / (1 + error[inlier])))
+    if residual > _GREATEST_RESIDUAL:
+        return FitFailure(f'the relative depth is off by {residual:.0%} at half of the anchors')
+
+    chi2 = float((part * np.square(error / spread))[inlier].sum()) / (inliers - 2)
+    covariance = np.linalg.inv(normal) * chi2
+    ends = np.quantile(p[inlier], (0.05, 0.5, 0.95))
+    design = np.stack([ends, np.ones(3)])
+    y = np.maximum(s * ends + t, 1e-9)
+    variance = np.einsum('ik,ij,jk->k', design, covariance, design) / (y * y)
     # Back to the network's unit: s (p - centre) / unit + t.
     back = np.array([[1 / unit, 0.0], [-centre / unit, 1.0]])
-    covariance = back @ (np.linalg.inv(normal) * chi2) @ back.T
+    covariance = back @ covariance @ back.T
     mask = np.zeros(len(usable), np.bool_)
     mask[usable] = inlier
     return AffineFit(
@@ -222,9 +266,113 @@ def fit_inverse_depth(
         covariance=(covariance + covariance.T) / 2,
         inliers=inliers,
         outliers=count - inliers,
-        # z' = z / (1 + e), so |z' - z| / z = |e| / (1 + e).
+        residual=residual,
+        inlier_mask=mask,
+        model_error=model,
+        quality=_quality(inliers / count, model, float(variance.mean())),
+    )
+
+
+def _quality(share: float, model_error: float, variance: float) -> float:
+    """See `AffineFit.quality`."""
+    return share / (1 + (model_error**2 + variance) / _HALF_QUALITY**2)
+
+
+def _evidence(error: FloatArray, z: FloatArray, spread: FloatArray, count: int) -> float:
+    """Log odds of the fit against anchors that have nothing to do with the relative depth.
+
+    Under the fit, a part of the anchors has normal errors and the others are from anywhere; against
+    it, all are. From where, their own distribution says (a kernel density of log z). The part is
+    the most likely one (expectation maximisation), the parameters are charged for as by Schwarz.
+
+    Args:
+        error, z, spread: (n,) of a sample of the anchors.
+        count: Number of all anchors, which the odds are for.
+    """
+    log_z = np.log(z)
+    n = len(z)
+    # As narrow as the fit sees, so that anchors all at one depth are no evidence for a fit to them.
+    width = float(np.median(spread))
+    low = float(log_z.min()) - 4 * width
+    cells = ((log_z - low) / (width / 2)).astype(np.intp)
+    kernel = np.exp(-0.5 * np.square(np.arange(-6, 7) / 2)) / (width * math.sqrt(2 * math.pi))
+    density = np.convolve(np.bincount(cells, minlength=int(cells.max()) + 8), kernel, 'same')
+    # Each as the others have it, and one more that could be anywhere in their range.
+    others = np.maximum(density[cells] - kernel[6], 0.0)
+    anywhere = (others + 1 / max(float(np.ptp(log_z)), width)) / n
+    # And all about one depth, as far as they are.
+    about = log_z - float(np.median(log_z))
+    deviation = max(1.4826 * float(np.median(np.abs(about))), float(spread.min()))
+    one_depth = _normal(about, np.full(n, deviation)) + 0.05 * anywhere
+    # The density of log z is that of e, as de = (1 + e) d(log z).
+    fitted = _normal(error, spread) * np.maximum(1 + error, 0)
+    gain = min(_gain(fitted / chance) for chance in (anywhere, one_depth)) * count / n
+    return gain - 0.5 * _PARAMETERS * math.log(count)
+
+
+def _normal(x: FloatArray, deviation: FloatArray) -> FloatArray:
+    """Density of the normal distribution."""
+    return np.exp(-0.5 * np.square(x / deviation)) / (deviation * math.sqrt(2 * math.pi))
+
+
+def _gain(ratio: FloatArray) -> float:
+    """Log likelihood ratio of the mixture whose inliers are so many times likelier than chance."""
+    part = 0.7
+    for _ in range(5):
+        mixed = part * ratio
+        part = float((mixed / (mixed + 1 - part)).mean())
+    return float(np.log(part * ratio + 1 - part).sum())
+
+
+def _scale_only(
+    previous: AffineFit | None,
+    p: FloatArray,
+    z: FloatArray,
+    noise: FloatArray,
+    usable: npt.NDArray[np.bool_],
+) -> AffineFit | None:
+    """Move the scale of an earlier fit, and its shift along, or None if the anchors deny it.
+
+    Args:
+        previous: The earlier fit.
+        p: (N,) relative inverse depth of the usable anchors, in the network's unit.
+        z: (N,) their depth, metres.
+        noise: (N,) relative standard deviation of `z`.
+        usable: (M,) bool, which of all anchors these are.
+    """
+    if previous is None:
+        return None
+    before = (previous.scale * p + previous.shift) * z
+    if not (before > 0).any():
+        return None
+    spread = np.hypot(noise, previous.model_error)
+    factor = 1 / float(np.median(before[before > 0]))
+    for _ in range(3):
+        error = factor * before - 1
+        inlier = np.abs(error) < _INLIER_SPREADS * spread
+        if inlier.sum() < max(_MIN_INLIERS, _MIN_SCALE_SHARE * len(z)):
+            return None
+        weight = inlier / (spread * spread * np.maximum(np.abs(error) / spread, _SQUARED_UP_TO))
+        factor = float((weight * before).sum() / (weight * before * before).sum())
+    error = factor * before - 1
+    inliers = int(inlier.sum())
+    # The error of the network is alike at anchors that lie together: more of them do not mend it.
+    variance = float(previous.model_error**2 + np.square(error[inlier]).mean() / inliers)
+    line = np.array([previous.scale, previous.shift])
+    mask = np.zeros(len(usable), np.bool_)
+    mask[usable] = inlier
+    return AffineFit(
+        scale=factor * previous.scale,
+        shift=factor * previous.shift,
+        covariance=factor**2 * (previous.covariance + variance * np.outer(line, line)),
+        inliers=inliers,
+        outliers=len(z) - inliers,
         residual=float(np.median(np.abs(error[inlier]) / (1 + error[inlier]))),
         inlier_mask=mask,
+        relative_range=previous.relative_range,
+        model_error=previous.model_error,
+        quality=0.5 * _quality(inliers / len(z), previous.model_error, variance),
+        scale_only=True,
     )
 
 
@@ -268,6 +416,7 @@ def _flat(
     inlier = np.abs(error) < _FLAT_WITHIN
     inliers = int(inlier.sum())
     low, high = (float(q) for q in np.quantile(p[inlier], (0.01, 0.99)))
+    model = float(np.clip(error[inlier].std(), *_MODEL_ERROR_RANGE))
     # The slope may be anything that the spread of the anchors allows over their range.
     spread = float(y.std())
     covariance = np.diag([spread**2 / variance / 4, spread**2 / inliers])
@@ -284,11 +433,17 @@ def _flat(
         residual=float(np.median(np.abs(error[inlier]) / (1 + error[inlier]))),
         inlier_mask=mask,
         relative_range=(low * unit + centre, high * unit + centre),
+        model_error=model,
+        quality=0.5 * _quality(inliers / len(z), model, 0.0),
     )
 
 
 def _search(
-    p: FloatArray, z: FloatArray, spread: FloatArray, rng: np.random.Generator
+    p: FloatArray,
+    z: FloatArray,
+    spread: FloatArray,
+    part: FloatArray,
+    rng: np.random.Generator,
 ) -> tuple[float, float] | None:
     """Find the line (s, t), s > 0, through two anchors that most others agree with, if any."""
     # One anchor from the farther half and one from the nearer: a wide pair pins the line down
@@ -313,12 +468,13 @@ def _search(
     size -= (1 / spread).astype(np.float32)
     np.square(size, out=size)
     np.minimum(size, np.float32(_INLIER_SPREADS**2), out=size)
+    size *= part.astype(np.float32)
     best = int(size.sum(axis=1).argmin())
     return float(s[best]), float(t[best])
 
 
 def _refine(
-    s: float, t: float, p: FloatArray, z: FloatArray, noise: FloatArray
+    s: float, t: float, p: FloatArray, z: FloatArray, noise: FloatArray, part: FloatArray
 ) -> tuple[float, float, float]:
     """Reweighted least squares from a line that is about right; also gives the network's error."""
     model = _MODEL_ERROR
@@ -332,7 +488,7 @@ def _refine(
             break
         # Least squares with weights 1 / (|e| (1 + e)) has the minimum of |e| / (1 + e).
         linear = np.maximum(_SQUARED_UP_TO, size) * np.maximum(1 + error, 0.2)
-        normal, right = _equations(inlier / (spread * spread * linear), p, z)
+        normal, right = _equations(part * inlier / (spread * spread * linear), p, z)
         if not np.linalg.det(normal) > 1e-12 * normal[0, 0] * normal[1, 1]:
             break
         before, (s, t) = (s, t), np.linalg.solve(normal, right).tolist()
@@ -364,8 +520,3 @@ def _mean_error(ratio: FloatArray) -> float:
         error = np.abs(1 / ratio - 1)
     error[~(ratio > 0)] = _GREATEST_ERROR  # no depth at all
     return float(np.minimum(error, _GREATEST_ERROR).mean())
-
-
-def _mean_error_of_one_depth(z: FloatArray) -> float:
-    """Mean error if all anchors were at one depth, the best such: what a fit must beat."""
-    return min(_mean_error(z / one) for one in np.quantile(z, np.linspace(0.02, 0.98, 33)))
