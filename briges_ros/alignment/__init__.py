@@ -2,15 +2,18 @@
 
 from briges_ros.alignment.anchors import Anchors
 from briges_ros.alignment.fit import AffineFit, FitFailure, fit_inverse_depth, sample
+from briges_ros.alignment.refinement import Refinement, refine
 from briges_ros.alignment.tracker import ScaleEstimate, ScaleState, ScaleTracker
 
 __all__ = [
     'AffineFit',
     'Anchors',
     'FitFailure',
+    'Refinement',
     'ScaleEstimate',
     'ScaleState',
     'ScaleTracker',
     'fit_inverse_depth',
+    'refine',
     'sample',
 ]
