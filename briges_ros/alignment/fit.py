@@ -45,8 +45,9 @@ _MIN_INLIER_SHARE = 0.4
 _MIN_EVIDENCE = math.log(1000.0)
 _PARAMETERS = 3  # scale, shift and spread, each of which costs log(N) / 2 (Schwarz 1978)
 _GREATEST_ERROR = 0.5  # of an anchor that a flat fit is still drawn through
-# Median relative depth error of the inliers at which the metres are no longer worth the name.
-_GREATEST_RESIDUAL = 0.2
+# Median relative depth error of the inliers at which metres are withheld: metres are held to be
+# false from 25 % on, and inliers look better than all pixels do.
+_GREATEST_RESIDUAL = 0.16
 # An expected relative error of this much halves the quality.
 _HALF_QUALITY = 0.25
 # Of the anchors that must agree when only the scale moves: nothing else speaks for it.

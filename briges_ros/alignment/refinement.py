@@ -10,8 +10,8 @@ covariance, and solves no equations.
 
 The sums run over a pyramid of cells, near ones fine and far ones coarse, as those of Barnes and Hut
 (Nature 1986) do. Before, the neighbours of every anchor vote on it: what few of them share counts
-little. Being an outlier of the fit is no reason to be left out: where the network is wrong, all
-anchors are outliers, and agree with one another.
+little. Being an outlier of the fit is no reason to be left out, as long as there are not too many:
+where the network is wrong, all anchors are outliers, and agree with one another.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ _SAME_DEPTH = 0.5
 _PRIOR = 1.0
 # Factors up to this one are taken for errors of the network; an anchor that asks for more is wrong.
 _BOUND = math.log(4.0)
+# A network may be off by more than so many standard deviations in a part of the image, and what the
+# anchors say there is what refinement is for. But if it is at more than this share of them, they
+# are taken to be wrong themselves, as when many lie on an object that is not where they have it.
+_WRONG = 4.0
+_WRONG_SHARE = 0.25
 # The mean of a cell stands for its anchors: no nearer than this part of the cell; and the next
 # coarser cells, which hold the same anchors, count this much.
 _BLUR = 0.7
@@ -113,7 +118,11 @@ def refine(
     floor = np.float32(0.0)
     if usable.any():
         floor = np.float32(1 / (_RESCUE_DEPTH * np.quantile(depth[usable], 0.99)))
-        usable &= np.abs(np.log(np.maximum(y, floor) * np.where(usable, depth, 1))) < _BOUND
+        off = np.abs(np.log(np.maximum(y, floor) * np.where(usable, depth, 1)))
+        grossly = usable & (off > _WRONG * model_error)
+        usable &= off < _BOUND
+        if grossly.sum() > _WRONG_SHARE * usable.sum():
+            usable &= ~grossly
     if not usable.any() or min(inverse.shape) < _FAR_STEP:
         return Refinement(inverse, np.full(inverse.shape, model_error, np.float32))
     u, v, depth, sigma = (a[usable] for a in (u, v, depth, sigma))

@@ -139,6 +139,21 @@ def test_few_contradicting_anchors_do_little_harm(count):
     assert dirty < 0.65 * error(relative, truth)
 
 
+def test_many_anchors_far_off_are_wrong_and_some_are_not():
+    """A third of them on an object that is not there; and a tenth where the network is wrong."""
+    truth, relative = scene()
+    u, v = scattered(np.random.default_rng(0), 3000)
+    at = v.astype(int), u.astype(int)
+    depth = 1 / truth[at]
+    depth[u < 0.35 * W] = 1.5
+    third = refined(relative, u, v, depth, model_error=0.1)
+    assert error(third.inverse_depth, truth) < 1.1 * error(relative, truth)
+    odd = relative.copy()
+    odd[:, : W // 10] *= 2  # the network is wrong there
+    tenth = refined(odd, u, v, 1 / truth[at], model_error=0.1)
+    assert error(tenth.inverse_depth[:, : W // 10 - 2], truth[:, : W // 10 - 2]) < 0.05
+
+
 def test_anchors_of_no_weight_do_not_count():
     truth, relative = scene()
     u, v = scattered(np.random.default_rng(0), 200)
@@ -156,8 +171,8 @@ def test_pixels_beyond_all_come_back_beside_anchors_only():
     relative = np.full((200, 1600), 0.2, np.float32)
     relative[:, :100] = -0.01  # a wall that the network takes for the sky
     relative[:, 1500:] = -0.01  # the sky
-    u, v = scattered(np.random.default_rng(0), 100, height=200, width=100)
-    result = refined(relative, u, v, np.full(100, 8.0, np.float32))
+    u, v = scattered(np.random.default_rng(0), 1500, height=200, width=1400)
+    result = refined(relative, u, v, np.where(u < 100, 8.0, 5.0))
     np.testing.assert_allclose(np.median(1 / result.inverse_depth[:, :100]), 8.0, rtol=0.1)
     assert (result.inverse_depth[:, 1500:] <= 0.001).all()
 
@@ -194,7 +209,7 @@ def test_on_real_lidar_sweeps(data):
     relative = np.maximum(rows / 1200, 0.03) * np.ones((1, size[0]), np.float32)
     kept = rng.random(len(anchors)) < 0.9
     parts = [getattr(anchors, name)[kept] for name in ('u', 'v', 'depth', 'sigma')]
-    result = refine(relative, 1.0, 0.0, 0.2, *parts)
+    result = refine(relative, 1.0, 0.0, 0.5, *parts)
     u, v, z = (getattr(anchors, name)[~kept] for name in ('u', 'v', 'depth'))
     before = error(sample(relative, u, v), 1 / z)
     assert error(sample(result.inverse_depth, u, v), 1 / z) < 0.5 * before
