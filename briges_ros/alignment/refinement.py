@@ -36,11 +36,19 @@ _SAME_DEPTH = 0.5
 _PRIOR = 1.0
 # Factors up to this one are taken for errors of the network; an anchor that asks for more is wrong.
 _BOUND = math.log(4.0)
-# A network may be off by more than so many standard deviations in a part of the image, and what the
-# anchors say there is what refinement is for. But if it is at more than this share of them, they
-# are taken to be wrong themselves, as when many lie on an object that is not where they have it.
+# A network may be far off in a part of the image, and what the anchors say there is what refinement
+# is for. But many anchors may also be wrong together, see `_wrong_together`: those that are off by
+# more than so many standard deviations and a factor of 1.5,
 _WRONG = 4.0
-_WRONG_SHARE = 0.25
+_FAR_OFF = 0.4
+# if this share of them lies at one depth, over things that the network sees spread so much more;
+_ONE_DEPTH = 0.06
+_ONE_DEPTH_SHARE = 0.5
+_RELIEF = 3.0
+# or if they are this share of all anchors, and so many times fewer lie halfway.
+_BLOCK_SHARE = 0.28
+_VALLEY = 0.4
+_MIN_TOGETHER = 8
 # The mean of a cell stands for its anchors: no nearer than this part of the cell; and the next
 # coarser cells, which hold the same anchors, count this much.
 _BLUR = 0.7
@@ -53,9 +61,11 @@ _FAR_STEP = 8
 # by less than this agree (or by up to twice that, as bins fall).
 _ELECTORATE = 3.0
 _AGREE = 0.1
-# Where a share of all anchors w is hardly voted for by any, an anchor needs more than about so many
-# times w^2 of the strongest party to be believed.
-_DOUBT = 20.0
+# Where a share w of all anchors is hardly voted for by any, more than good anchors that are wide
+# apart, an anchor needs more than about so many times (w - that)^2 of the strongest party to be
+# believed.
+_DOUBT = 120.0
+_NO_DOUBT = 0.1
 _LEAST_VOTED = 0.2
 _LEAST_WEIGHT = 1e-6
 # A pixel that the fit puts beyond all is brought back beside anchors only, half at this distance,
@@ -118,11 +128,9 @@ def refine(
     floor = np.float32(0.0)
     if usable.any():
         floor = np.float32(1 / (_RESCUE_DEPTH * np.quantile(depth[usable], 0.99)))
-        off = np.abs(np.log(np.maximum(y, floor) * np.where(usable, depth, 1)))
-        grossly = usable & (off > _WRONG * model_error)
-        usable &= off < _BOUND
-        if grossly.sum() > _WRONG_SHARE * usable.sum():
-            usable &= ~grossly
+        off = np.log(np.maximum(y, floor) * np.where(usable, depth, 1))
+        usable[usable] = ~_wrong_together(off[usable], depth[usable], model_error)
+        usable &= np.abs(off) < _BOUND
     if not usable.any() or min(inverse.shape) < _FAR_STEP:
         return Refinement(inverse, np.full(inverse.shape, model_error, np.float32))
     u, v, depth, sigma = (a[usable] for a in (u, v, depth, sigma))
@@ -137,7 +145,7 @@ def refine(
     unit = np.float32(1 / (_REACH * inverse.shape[1]))
     # An error of the network grows with the square root of the distance. So noise is distance:
     # what is nearer than that to a noisy anchor does not know better.
-    soft = np.float32(min(noise / max(model_error, 1e-3) ** 2, 1.0) / 2)
+    soft = np.float32(min(noise / max(model_error, 1e-3) ** 2, 1.0) / 4)
     size = 2 ** math.floor(math.log2(spacing) - 0.5)
     size = min(max(size, _CELLS[0]), _CELLS[1])
     values = (counts, u * unit * counts, v * unit * counts, nearness * counts, residual * counts)
@@ -155,6 +163,52 @@ def refine(
     distance = 1 / np.sqrt(np.sqrt(near) + np.float32(1e-6))
     variance = np.float32(model_error**2) * (1 - np.exp(-2 * distance)) + np.float32(noise)
     return Refinement(inverse, full(np.sqrt(variance)))
+
+
+def _wrong_together(off: Array32, depth: Array32, model_error: float) -> npt.NDArray[np.bool_]:
+    """Tell which anchors are wrong, though they agree with one another, as on one object.
+
+    A network that is wrong there is wrong in another way. It has some relief left wrong, but does
+    not see relief where all is at one depth, as when a sensor returns one range for a whole region
+    (dust, a reflection, a stuck cell). And its errors grow from small ones: between many anchors
+    that fit and many that are off by a factor there are others, where anchors of another surface
+    or another scale leave a gap.
+
+    Args:
+        off: (N,) log of the anchors' depth over that of the fit.
+        depth: (N,) metres.
+        model_error: Relative standard deviation of the network about the fit.
+    """
+    none = np.zeros(len(off), np.bool_)
+    least = max(_WRONG * model_error, _FAR_OFF)
+    far = np.abs(off) > least
+    if far.sum() < _MIN_TOGETHER:
+        return none
+    log_depth = np.log(depth[far])
+    order = np.argsort(log_depth)
+    sorted_depth = log_depth[order]
+    counts = np.searchsorted(sorted_depth, sorted_depth + _ONE_DEPTH) - np.arange(len(order))
+    first = int(counts.argmax())
+    if counts[first] > max(_ONE_DEPTH_SHARE * len(order), _MIN_TOGETHER):
+        alike = order[first : first + counts[first]]
+        # The network's own log depth is off by `off` from that of the anchor.
+        seen = _spread(log_depth[alike] - off[far][alike])
+        if seen > _RELIEF * max(_spread(log_depth[alike]), _ONE_DEPTH / _RELIEF):
+            return far
+    side = off * np.sign(np.median(off[far]))
+    block = side > least
+    if block.sum() > _BLOCK_SHARE * len(off):
+        part = side / np.median(side[block])
+        halfway = ((part > 0.35) & (part < 0.65)).sum()
+        if halfway < _VALLEY * ((part > 0.85) & (part < 1.15)).sum():
+            return far
+    return none
+
+
+def _spread(values: Array32) -> float:
+    """Between the tenth and the ninetieth percentile."""
+    low, high = np.quantile(values, (0.1, 0.9))
+    return float(high - low)
 
 
 def _interpolated(
@@ -223,7 +277,8 @@ def _votes(
     strongest = party.max(axis=2).reshape(-1)[place] - np.float32(0.5)
     share = (party.reshape(-1)[index] - np.float32(0.5)) / strongest
     wrong = float((share < _LEAST_VOTED).mean())
-    believed = share / (share + np.float32(_DOUBT * wrong**2 + 1e-3))
+    doubt = _DOUBT * max(wrong - _NO_DOUBT, 0.0) ** 2
+    believed = share / (share + np.float32(doubt + 1e-3))
     return np.maximum(share * believed**4, np.float32(_LEAST_WEIGHT))
 
 

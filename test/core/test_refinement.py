@@ -136,7 +136,7 @@ def test_few_contradicting_anchors_do_little_harm(count):
     wrong = rng.random(count) < 0.3
     depth[wrong] *= np.exp(rng.choice([-1, 1], int(wrong.sum())) * rng.uniform(0.4, 1.2))
     dirty = error(refined(relative, u, v, depth).inverse_depth, truth)
-    assert dirty < 0.65 * error(relative, truth)
+    assert dirty < 0.8 * error(relative, truth)
 
 
 def test_many_anchors_far_off_are_wrong_and_some_are_not():
@@ -152,6 +152,23 @@ def test_many_anchors_far_off_are_wrong_and_some_are_not():
     odd[:, : W // 10] *= 2  # the network is wrong there
     tenth = refined(odd, u, v, 1 / truth[at], model_error=0.1)
     assert error(tenth.inverse_depth[:, : W // 10 - 2], truth[:, : W // 10 - 2]) < 0.05
+
+
+def test_many_anchors_off_by_one_factor_are_wrong():
+    truth, relative = scene()
+    u, v = scattered(np.random.default_rng(0), 3000)
+    depth = 1 / truth[v.astype(int), u.astype(int)]
+    depth[u < 0.35 * W] *= 2
+    result = refined(relative, u, v, depth, model_error=0.1)
+    assert error(result.inverse_depth, truth) < 1.1 * error(relative, truth)
+
+
+def test_a_network_that_is_wrong_in_a_third_of_the_image_is_put_right():
+    truth, relative = scene()
+    u, v = scattered(np.random.default_rng(0), 3000)
+    odd = relative * np.exp(np.clip(1 - np.arange(W) / (0.7 * W), 0, 1)).astype(np.float32)
+    result = refined(odd, u, v, 1 / truth[v.astype(int), u.astype(int)], model_error=0.1)
+    assert error(result.inverse_depth, truth) < 0.1 * error(odd, truth)
 
 
 def test_anchors_of_no_weight_do_not_count():
