@@ -32,10 +32,10 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from briges_ros import Anchors, CameraModel, DepthPipeline
 from briges_ros.alignment import FitFailure, fit_inverse_depth, refine, sample
+from briges_ros.alignment.aligner import MAX_FIT_ANCHORS
 from briges_ros.cli.demo_data import load_drive
 from briges_ros.cli.inputs import read_image
 from briges_ros.evaluation.frames import SingleFrames
-from briges_ros.pipeline import MAX_FIT_ANCHORS
 from briges_ros.training.datasets import KITTI_TRAINING_FRAMES
 
 Vector = NDArray[np.float64]

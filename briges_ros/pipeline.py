@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from briges_ros.alignment.aligner import Aligner, Alignment
 from briges_ros.alignment.anchors import Anchors
-from briges_ros.alignment.fit import fit_inverse_depth, sample
-from briges_ros.alignment.tracker import ScaleEstimate, ScaleState, ScaleTracker
+from briges_ros.alignment.tracker import ScaleEstimate, ScaleState
 from briges_ros.camera import CameraModel
 from briges_ros.depth_image import depth_from_inverse, resize_inverse_depth
 from briges_ros.inference.bundle import ModelBundle
@@ -24,8 +24,6 @@ from briges_ros.inference.selfcheck import open_checked_engine
 from briges_ros.point_cloud import organised_points
 
 log = logging.getLogger('briges_ros')
-
-MAX_FIT_ANCHORS = 5000  # more do not sharpen two parameters, they only cost time
 
 AnchorSource = Anchors | Callable[[], Anchors | None] | None
 
@@ -37,9 +35,11 @@ class DepthFrame:
     Attributes:
         image: (H, W, 3) uint8 RGB, the input itself.
         relative: (H, W) float32 inverse depth, larger is nearer, up to scale and shift (1/m, as the
-            network sees it, if that is a metric one).
+            network sees it, if that is a metric one). Refined by the anchors, if there were any.
         depth: (H, W) float32 metres along optical Z; NaN = unknown, +inf = beyond range (REP 118);
             all NaN while the scale is unknown.
+        sigma: (H, W) float32 standard deviation of `depth`, metres; NaN where that is unknown, +inf
+            where it is beyond range.
         scale: how relative became metres: ``1/z = scale * relative + shift``.
         camera: the camera, or None if none was given.
         timing: milliseconds by stage: preprocess, inference, align, postprocess, total.
@@ -48,6 +48,7 @@ class DepthFrame:
     image: NDArray[np.uint8]
     relative: NDArray[np.float32]
     depth: NDArray[np.float32]
+    sigma: NDArray[np.float32]
     scale: ScaleEstimate
     camera: CameraModel | None
     timing: dict[str, float]
@@ -89,6 +90,8 @@ class DepthPipeline:
         max_range: float = 100.0,
         hold_duration: float = 5.0,
         prior: tuple[float, float] | None = None,
+        camera_height: float | None = None,
+        refinement: bool = True,
         segmentation_every_n_frames: int = 1,
     ) -> None:
         if not 0.0 < min_range < max_range:
@@ -108,7 +111,12 @@ class DepthPipeline:
         self.max_range = max_range
         if bundle.output == 'metric_depth' and prior is None:
             prior = (1.0, 0.0)  # the network's own metres, until anchors say better
-        self._tracker = ScaleTracker(hold_duration=hold_duration, prior=prior)
+        self._aligner = Aligner(
+            hold_duration=hold_duration,
+            prior=prior,
+            camera_height=camera_height,
+            refinement=refinement,
+        )
 
     @classmethod
     def load(
@@ -123,6 +131,8 @@ class DepthPipeline:
         max_range: float = 100.0,
         hold_duration: float = 5.0,
         prior: tuple[float, float] | None = None,
+        camera_height: float | None = None,
+        refinement: bool = True,
         segmentation_every_n_frames: int = 1,
     ) -> DepthPipeline:
         """Load a model bundle on a backend and check that it computes what it should.
@@ -141,6 +151,11 @@ class DepthPipeline:
             hold_duration: seconds that the last fit may serve without fresh anchors.
             prior: (scale, shift) to fall back on, if the user knows them. Default: none, or
                 (1, 0) for a metric network, whose inverse depth is in 1/m.
+            camera_height: height of the camera over a level floor in metres, for a camera on a
+                vehicle that looks ahead: the scale is taken from the floor where there are no
+                anchors. Every frame has to come with its camera then.
+            refinement: correct the depth around anchors by what they say, and carry that to the
+                next frame.
             segmentation_every_n_frames: of a network with a gate: how often the segmentation is
                 computed anew; between, that of the last key frame serves.
 
@@ -157,6 +172,8 @@ class DepthPipeline:
             max_range=max_range,
             hold_duration=hold_duration,
             prior=prior,
+            camera_height=camera_height,
+            refinement=refinement,
             segmentation_every_n_frames=segmentation_every_n_frames,
         )
         log.info(
@@ -179,7 +196,8 @@ class DepthPipeline:
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            camera: of the image's size; only `DepthFrame.points` needs it.
+            camera: of the image's size. `DepthFrame.points` and `camera_height` need it, and
+                refinement is better with it while the camera turns.
             anchors: pixels with known depth; or a function that returns them, which is called
                 after inference, so that a sensor has had the longest time to deliver.
             stamp: seconds; lets the last fit be held for a while. None = a picture on its own,
@@ -194,14 +212,16 @@ class DepthPipeline:
             raise ValueError(f'stamp must be seconds or None, got {stamp}')
         clock = _Clock()
         relative = self._relative(image, self._reuses_segmentation(image, stamp), clock)
-        scale = self._align(relative, anchors() if callable(anchors) else anchors, stamp)
+        found = _checked_anchors(anchors() if callable(anchors) else anchors, width, height)
+        alignment = self._aligner.align(image, relative, camera, found, stamp)
         clock.lap('align')
-        if scale.state is ScaleState.RELATIVE:
-            depth = np.full((height, width), np.nan, np.float32)
-        else:
-            depth = self._metres(relative, scale)
+        depth = self._metres(relative, alignment)
         clock.lap('postprocess')
-        return DepthFrame(image, relative, depth, scale, camera, clock.total())
+        sigma = self._aligner.remember(image, depth, alignment, camera, stamp)
+        clock.lap('align')
+        return DepthFrame(
+            image, alignment.relative, depth, sigma, alignment.scale, camera, clock.total()
+        )
 
     def _relative(
         self, image: NDArray[np.uint8], reuse_segmentation: bool, clock: _Clock
@@ -221,11 +241,15 @@ class DepthPipeline:
         clock.lap('postprocess')
         return relative
 
-    def _metres(self, relative: NDArray[np.float32], scale: ScaleEstimate) -> NDArray[np.float32]:
+    def _metres(self, relative: NDArray[np.float32], alignment: Alignment) -> NDArray[np.float32]:
+        """Metres of an alignment of what the network says."""
+        scale = alignment.scale
+        if scale.state is ScaleState.RELATIVE:
+            return np.full(relative.shape, np.nan, np.float32)
         line = scale.scale, scale.shift, self.min_range, self.max_range
-        if isinstance(self.engine, ImageEngine):
+        if isinstance(self.engine, ImageEngine) and not alignment.refined:
             return self.engine.depth(*line, scale.relative_range)
-        depth = depth_from_inverse(relative, *line)
+        depth = depth_from_inverse(alignment.relative, *line)
         low, high = scale.relative_range
         if np.isfinite(low):
             depth[(relative < low) | (relative > high)] = np.nan
@@ -250,24 +274,19 @@ class DepthPipeline:
 
     def reset_scale(self) -> None:
         """Forget the held fit; the next frame needs fresh anchors."""
-        self._tracker.reset()
+        self._aligner.reset()
 
-    def _align(
-        self, relative: NDArray[np.float32], anchors: Anchors | None, stamp: float | None
-    ) -> ScaleEstimate:
-        if anchors is None:
-            return self._tracker.update(None, stamp)
-        height, width = relative.shape
-        if anchors.size not in (None, (width, height)):
-            raise ValueError(
-                f'the anchors belong to an image of {anchors.size[0]}x{anchors.size[1]}, this one '
-                f'is {width}x{height}; a depth map of another size is points: Anchors.from_points'
-            )
-        # Those out of the image must not take the place of those in it.
-        anchors = anchors.within(width, height).thinned(MAX_FIT_ANCHORS)
-        predicted = sample(relative, anchors.u, anchors.v)
-        fit = fit_inverse_depth(predicted, anchors.depth, anchors.sigma)
-        return self._tracker.update(fit, stamp)
+
+def _checked_anchors(anchors: Anchors | None, width: int, height: int) -> Anchors | None:
+    if anchors is None:
+        return None
+    if anchors.size not in (None, (width, height)):
+        raise ValueError(
+            f'the anchors belong to an image of {anchors.size[0]}x{anchors.size[1]}, this one '
+            f'is {width}x{height}; a depth map of another size is points: Anchors.from_points'
+        )
+    # Those out of the image must not take the place of those in it.
+    return anchors.within(width, height)
 
 
 def _checked_size(image: NDArray[np.uint8], camera: CameraModel | None) -> tuple[int, int]:

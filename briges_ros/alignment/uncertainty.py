@@ -110,7 +110,6 @@ def local_error(
         np.asarray(a, np.float32)[index] for a in (u, v, depth, sigma, inverse)
     )
     count = len(index)
-    all_u, all_v = u, v
     few = _regular(count, _OTHERS)
     u, v, depth, sigma, inverse, residual = (
         a[few] for a in (u, v, depth, sigma, inverse, residual)
@@ -138,7 +137,7 @@ def local_error(
     least = _FLOOR * np.median(nearness[near], axis=1)
     variance = np.maximum(common**2 + scatter**2 - noise**2, least**2) * (1 + _FLATTERY / count)
     if spacing is not None:
-        distance = np.sqrt((np.square(x - all_u) + np.square(y - all_v)).min(axis=1))
+        distance = np.sqrt((np.square(x - u) + np.square(y - v)).min(axis=1))
         growth = np.sqrt(distance / np.maximum(np.median(spacing[near], axis=1), 1.0))
         variance *= np.square(np.clip(growth, *_GROWTH))
     return np.sqrt(variance).astype(np.float32).reshape(_GRID)

@@ -83,7 +83,8 @@ def test_held_then_relative(pipeline, desk):
     held = pipeline(image, camera, None, stamp=14.9)
     assert held.scale.state is ScaleState.HELD and held.scale.age == pytest.approx(4.9)
     assert np.trace(held.scale.covariance) > np.trace(fitted.scale.covariance)
-    np.testing.assert_array_equal(held.depth, fitted.depth)
+    # Too late to carry the depth over: the scale is held, the refinement is not.
+    assert np.nanmedian(np.abs(held.depth / fitted.depth - 1)) < 0.1
     lost = pipeline(image, camera, None, stamp=15.1)
     assert lost.scale.state is ScaleState.RELATIVE and np.isnan(lost.depth).all()
 

@@ -1,0 +1,189 @@
+"""Relative inverse depth to metres, frame after frame: fit, track, carry along, refine.
+
+The steps are in the modules beside this one; here is their order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from briges_ros.alignment.anchors import Anchors
+from briges_ros.alignment.carried import CARRIED_WEIGHT, CarriedDepth, same_scale
+from briges_ros.alignment.fit import AffineFit, FitFailure, fit_inverse_depth, sample
+from briges_ros.alignment.ground import ground_prior
+from briges_ros.alignment.refinement import refine
+from briges_ros.alignment.tracker import ScaleEstimate, ScalePrior, ScaleState, ScaleTracker
+from briges_ros.alignment.uncertainty import depth_sigma, local_error
+from briges_ros.camera import CameraModel
+
+Image32 = npt.NDArray[np.float32]
+
+MAX_FIT_ANCHORS = 2000  # more do not sharpen two parameters, they only cost time
+MAX_REFINEMENT_ANCHORS = 20_000
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """How the relative inverse depth of one frame becomes metres.
+
+    Attributes:
+        scale: 1/z = scale * relative + shift.
+        relative: (H, W) float32, refined by the anchors if there are any: what they say of each
+            place is put into it, so that the line holds for all of it.
+        refined: whether it is.
+        error: what the anchors say of its error, see `local_error`; None without fresh ones.
+    """
+
+    scale: ScaleEstimate
+    relative: Image32
+    refined: bool
+    error: Image32 | None
+
+
+class Aligner:
+    """Keeps what is known of the scale from frame to frame.
+
+    Args:
+        hold_duration: seconds that the last fit may serve without fresh anchors.
+        prior: (scale, shift) to fall back on; None if nothing is known beforehand.
+        camera_height: of the camera over a level floor, metres, to take the scale from where there
+            are no anchors; None if it is not known. It needs the camera of each frame.
+        refinement: correct the depth around anchors, and carry that to the next frame.
+
+    Raises:
+        ValueError: see `ScaleTracker`, or the height is not positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        hold_duration: float = 5.0,
+        prior: tuple[float, float] | None = None,
+        camera_height: float | None = None,
+        refinement: bool = True,
+    ) -> None:
+        if camera_height is not None and not camera_height > 0:
+            raise ValueError(f'camera_height must be positive metres or None, got {camera_height}')
+        self.refinement = refinement
+        self._camera_height = camera_height
+        self._tracker = ScaleTracker(hold_duration=hold_duration, prior=prior)
+        self._memory = CarriedDepth()
+
+    def reset(self) -> None:
+        """Forget all frames."""
+        self._tracker.reset()
+        self._memory.forget()
+
+    def align(
+        self,
+        image: npt.NDArray[np.uint8],
+        relative: Image32,
+        camera: CameraModel | None,
+        anchors: Anchors | None,
+        stamp: float | None,
+    ) -> Alignment:
+        """Find the scale of a frame.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            relative: (H, W) float32, what the network says of it.
+            camera: of the image, or None.
+            anchors: in the image; None if there is no sensor.
+            stamp: seconds; None for a picture on its own.
+        """
+        carried = self._memory.recall(image, camera, stamp) if self.refinement else None
+        fit = moved = None
+        if anchors is not None:
+            fit = _fit(relative, anchors.thinned(MAX_FIT_ANCHORS), self._tracker.expected(stamp))
+        if carried is not None:
+            moved = _fit(relative, carried)
+        prior: ScalePrior | None = None
+        why_not = ''
+        if not isinstance(fit, AffineFit) and self._camera_height is not None and camera:
+            ground = ground_prior(relative, camera, self._camera_height)
+            if isinstance(ground, FitFailure):
+                why_not = f'no anchors, and {ground.reason}'
+            else:
+                prior = ground
+        scale = self._tracker.update(fit, stamp, why_not, prior, moved)
+        if scale.state not in (ScaleState.METRIC, ScaleState.HELD):
+            return Alignment(scale, relative, False, None)
+
+        error = None
+        sources: list[tuple[Anchors, float]] = []
+        if isinstance(fit, AffineFit) and scale.state is ScaleState.METRIC:
+            assert anchors is not None
+            fresh = anchors.thinned(MAX_REFINEMENT_ANCHORS)
+            sources.append((fresh, 1.0))
+            # At fresh anchors only: carried ones agree with the errors that they bring along.
+            inverse = scale.scale * sample(relative, fresh.u, fresh.v) + scale.shift
+            height, width = relative.shape
+            error = local_error(
+                *(fresh.u, fresh.v, fresh.depth, fresh.sigma),
+                inverse.astype(np.float32),
+                (width, height),
+                refined=self.refinement,
+            )
+            if carried is not None and not same_scale(
+                carried, sample(relative, carried.u, carried.v), fit
+            ):
+                carried = None
+        if carried is not None:
+            sources.append((carried, CARRIED_WEIGHT))
+        if not (self.refinement and sources):
+            return Alignment(scale, relative, False, error)
+        return Alignment(scale, _refined(relative, scale, sources), True, error)
+
+    def remember(
+        self,
+        image: npt.NDArray[np.uint8],
+        depth: Image32,
+        alignment: Alignment,
+        camera: CameraModel | None,
+        stamp: float | None,
+    ) -> Image32:
+        """Keep the metres of a frame for the next one, and say how far they can be off.
+
+        Args:
+            image, camera, stamp: of the frame, as given to `align`.
+            depth: (H, W) float32 metres, as published.
+            alignment: what `align` returned.
+
+        Returns:
+            (H, W) float32 standard deviation of `depth`, metres; see `depth_sigma`.
+        """
+        if alignment.scale.state is ScaleState.RELATIVE:
+            self._memory.forget()
+            return np.full(depth.shape, np.nan, np.float32)
+        sigma = depth_sigma(depth, alignment.relative, alignment.scale, alignment.error)
+        if self.refinement:
+            self._memory.remember(image, depth, sigma, camera, stamp)
+        return sigma
+
+
+def _fit(
+    relative: Image32, anchors: Anchors, previous: AffineFit | None = None
+) -> AffineFit | FitFailure:
+    predicted = sample(relative, anchors.u, anchors.v)
+    return fit_inverse_depth(predicted, anchors.depth, anchors.sigma, previous=previous)
+
+
+def _refined(
+    relative: Image32, scale: ScaleEstimate, sources: list[tuple[Anchors, float]]
+) -> Image32:
+    """Put what the anchors say of each place into the relative inverse depth."""
+    u, v, depth, sigma = (
+        np.concatenate([getattr(anchors, name) for anchors, _ in sources])
+        for name in ('u', 'v', 'depth', 'sigma')
+    )
+    weight = np.concatenate([np.full(len(anchors), weight) for anchors, weight in sources])
+    refined = refine(
+        *(relative, scale.scale, scale.shift, scale.model_error),
+        *(u, v, depth, sigma, weight),
+    ).inverse_depth
+    refined -= np.float32(scale.shift)
+    refined /= np.float32(scale.scale)
+    return refined
