@@ -37,8 +37,7 @@ from briges_ros.alignment import (
     refine,
     sample,
 )
-from briges_ros.alignment.carried import CARRIED_WEIGHT, CarriedDepth, same_scale
-from briges_ros.alignment.uncertainty import depth_sigma, local_error
+from briges_ros.alignment.aligner import Aligner
 from briges_ros.cli.demo_data import load_drive
 from briges_ros.cli.inputs import read_image
 from briges_ros.training.datasets import KITTI_TRAINING_FRAMES
@@ -182,7 +181,6 @@ def depths(
     relative: Depth,
     scale: ScaleEstimate | AffineFit | FitFailure,
     anchors: Anchors | None = None,
-    weight: NDArray[np.float64] | None = None,
 ) -> Depth:
     """Metres, refined by anchors if any; NaN where there are none."""
     if isinstance(scale, FitFailure) or not np.isfinite(scale.scale):
@@ -199,7 +197,6 @@ def depths(
             anchors.v,
             anchors.depth,
             anchors.sigma,
-            weight,
         ).inverse_depth
     with np.errstate(divide='ignore'):
         depth = np.clip(1 / np.maximum(inverse, 0), *LIMITS_M).astype(np.float32)
@@ -208,48 +205,21 @@ def depths(
     return depth
 
 
-class Carrying:
-    """The whole: tracked, refined, and with the depth of the last frame as anchors."""
+class Whole:
+    """All of it, as the pipeline does: tracked, refined, with the depth of the last frame."""
 
     def __init__(self, camera: CameraModel) -> None:
         self.camera = camera
-        self.tracker = ScaleTracker()
-        self.memory = CarriedDepth()
+        self.aligner = Aligner()
 
     def __call__(
         self, image: NDArray[np.uint8], relative: Depth, anchors: Anchors, stamp: float
-    ) -> tuple[ScaleEstimate, Depth]:
-        """The scale and the depth of a frame."""
-        carried = self.memory.recall(image, self.camera, stamp)
-        expected = self.tracker.expected(stamp)
-        fit = fitted(relative, anchors, expected)
-        moved = fitted(relative, carried) if carried else None
-        scale = self.tracker.update(fit, stamp, carried=moved)
-        error = None
-        if isinstance(fit, AffineFit):
-            p = sample(relative, anchors.u, anchors.v)
-            inverse = scale.scale * p + scale.shift
-            size = (self.camera.width, self.camera.height)
-            # At fresh anchors only: carried ones agree with the errors that they bring along.
-            error = local_error(
-                anchors.u, anchors.v, anchors.depth, anchors.sigma, inverse, size, refined=True
-            )
-            if carried is not None:
-                p = sample(relative, carried.u, carried.v)
-                carried = carried if same_scale(carried, p, fit) else None
-        weight = np.ones(len(anchors))
-        if carried is not None:
-            weight = np.append(weight, np.full(len(carried), CARRIED_WEIGHT))
-            anchors = Anchors(
-                *(
-                    np.append(getattr(anchors, name), getattr(carried, name))
-                    for name in ('u', 'v', 'depth', 'sigma')
-                )
-            )
-        depth = depths(relative, scale, anchors, weight)
-        sigma = depth_sigma(depth, relative, scale, error)
-        self.memory.remember(image, depth, sigma, self.camera, stamp)
-        return scale, depth
+    ) -> Depth:
+        """The depth of a frame."""
+        alignment = self.aligner.align(image, relative, self.camera, anchors, stamp)
+        depth = depths(alignment.relative, alignment.scale)
+        self.aligner.remember(image, depth, alignment, self.camera, stamp)
+        return depth
 
 
 def errors(points: list[Points], depth: list[Depth]) -> list[NDArray[np.float64]]:
@@ -277,7 +247,7 @@ def compare(sequence: Sequence, points: list[Points], count: int) -> list[Row]:
     """All methods with the same anchors."""
     rng = np.random.default_rng(count)
     tracker = ScaleTracker()
-    carrying = Carrying(sequence.camera)
+    as_a_whole = Whole(sequence.camera)
     result: dict[str, list[Depth]] = {}
     for number, relative in enumerate(sequence.relative):
         stamp = sequence.stamps[number]
@@ -286,7 +256,7 @@ def compare(sequence: Sequence, points: list[Points], count: int) -> list[Row]:
         tracked = tracker.update(fitted(relative, anchors, tracker.expected(stamp)), stamp)
         best = fitted(relative, Anchors.from_depth(sequence.depth[number], 5000))
         best = alone if isinstance(best, FitFailure) else best
-        _, whole = carrying(sequence.images[number], relative, anchors, stamp)
+        whole = as_a_whole(sequence.images[number], relative, anchors, stamp)
         for name, depth in {
             'fit of each frame': depths(relative, alone),
             'fit of each frame to 5000 anchors': depths(relative, best),
@@ -325,7 +295,7 @@ def follow_steps(data: Path, predict: Predictions) -> dict[str, list[float]]:
     drive = load_drive(data / 'kitti_drive')
     result = {}
     for step in STEPS:
-        carrying = Carrying(drive.camera)
+        as_a_whole = Whole(drive.camera)
         missing = []
         for k in range(STEP_AT + 4):
             number = KITTI_TRAINING_FRAMES + k
@@ -335,7 +305,7 @@ def follow_steps(data: Path, predict: Predictions) -> dict[str, list[float]]:
             anchors = anchors.thinned(200)
             factor = np.float32(step if k >= STEP_AT else 1)
             anchors = Anchors(anchors.u, anchors.v, factor * anchors.depth, factor * anchors.sigma)
-            _, depth = carrying(frame.image, relative, anchors, 0.1 * k)
+            depth = as_a_whole(frame.image, relative, anchors, 0.1 * k)
             if k >= STEP_AT:
                 alone = depths(relative, fitted(relative, anchors), anchors)
                 ratio = np.nanmedian(np.log(depth / alone))

@@ -61,11 +61,12 @@ _FAR_STEP = 8
 # by less than this agree (or by up to twice that, as bins fall).
 _ELECTORATE = 3.0
 _AGREE = 0.1
-# Where a share w of all anchors is hardly voted for by any, more than good anchors that are wide
-# apart, an anchor needs more than about so many times (w - that)^2 of the strongest party to be
-# believed.
-_DOUBT = 120.0
+# Where a share w of all anchors is hardly voted for by any, an anchor needs more than about so many
+# times w (w - w0) of the strongest party to be believed; w0 is what a poor network makes of good
+# anchors, as far as they are many enough to tell.
+_DOUBT = 40.0
 _NO_DOUBT = 0.1
+_NO_DOUBT_ANCHORS = 100
 _LEAST_VOTED = 0.2
 _LEAST_WEIGHT = 1e-6
 # A pixel that the fit puts beyond all is brought back beside anchors only, half at this distance,
@@ -277,7 +278,7 @@ def _votes(
     strongest = party.max(axis=2).reshape(-1)[place] - np.float32(0.5)
     share = (party.reshape(-1)[index] - np.float32(0.5)) / strongest
     wrong = float((share < _LEAST_VOTED).mean())
-    doubt = _DOUBT * max(wrong - _NO_DOUBT, 0.0) ** 2
+    doubt = _DOUBT * wrong * max(wrong - _NO_DOUBT * min(1.0, len(u) / _NO_DOUBT_ANCHORS), 0.0)
     believed = share / (share + np.float32(doubt + 1e-3))
     return np.maximum(share * believed**4, np.float32(_LEAST_WEIGHT))
 

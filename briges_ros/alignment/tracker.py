@@ -123,6 +123,7 @@ class ScaleEstimate:
         changed: Whether the state is another one than that of the frame before (always False for a
             still picture on its own).
         model_error: Relative standard deviation of the network about the last fit in use, else NaN.
+        quality: Of the last fit in use, 0 to 1, see `AffineFit.quality`; else 0.
     """
 
     state: ScaleState
@@ -137,6 +138,7 @@ class ScaleEstimate:
     relative_range: tuple[float, float] = (-math.inf, math.inf)
     changed: bool = False
     model_error: float = math.nan
+    quality: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -428,6 +430,7 @@ def _estimate(
         reason,
         relative_range,
         model_error=fit.model_error,
+        quality=fit.quality,
     )
 
 

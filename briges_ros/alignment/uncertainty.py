@@ -137,7 +137,8 @@ def local_error(
     least = _FLOOR * np.median(nearness[near], axis=1)
     variance = np.maximum(common**2 + scatter**2 - noise**2, least**2) * (1 + _FLATTERY / count)
     if spacing is not None:
-        distance = np.sqrt((np.square(x - u) + np.square(y - v)).min(axis=1))
+        # To the nearest of all anchors, if those looked at are spread as all are.
+        distance = np.sqrt((np.square(x - u) + np.square(y - v)).min(axis=1) * (len(few) / count))
         growth = np.sqrt(distance / np.maximum(np.median(spacing[near], axis=1), 1.0))
         variance *= np.square(np.clip(growth, *_GROWTH))
     return np.sqrt(variance).astype(np.float32).reshape(_GRID)

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from briges_ros.alignment.tracker import ScaleState
+from briges_ros.alignment.tracker import ScaleEstimate, ScaleState
 from briges_ros.errors import BrigesError
 from briges_ros.pipeline import DepthPipeline
 from briges_ros.ros.camera_input import CameraInput, ImageMessage
@@ -47,7 +47,6 @@ class FrameProcessor:
         self._health = health
         self._log = log
         self._reset = False
-        self._state: ScaleState | None = None  # of the last frame
 
     def reset_scale(self) -> None:
         """Forget the held scale before the next frame; callable from any thread."""
@@ -99,7 +98,7 @@ class FrameProcessor:
         counters.processed += 1
         self._health.scale = frame.scale
         self._health.sparse = self._sparse_inputs.note
-        self._tell_state(frame.scale.state)
+        self._tell_state(frame.scale)
         self._outputs.publish(
             frame,
             Source(
@@ -113,15 +112,14 @@ class FrameProcessor:
             self._health,
         )
 
-    def _tell_state(self, state: ScaleState) -> None:
+    def _tell_state(self, scale: ScaleEstimate) -> None:
         """Log when the scale becomes known, and when it is lost."""
-        if state is self._state:
+        if not scale.changed:
             return
-        self._state = state
-        if state is ScaleState.METRIC:
-            self._log.info('scale METRIC: depth is in metres')
+        if scale.state is ScaleState.METRIC:
+            self._log.info(f'scale METRIC, depth is in metres: {scale.reason}')
         else:
-            self._log.warning(f'scale {state.name}: {self._health.scale_reason()}')
+            self._log.warning(f'scale {scale.state.name}: {self._health.scale_reason()}')
 
 
 def apply_settings(pipeline: DepthPipeline, settings: Settings) -> None:

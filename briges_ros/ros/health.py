@@ -104,6 +104,7 @@ def diagnostics(health: Health, node_name: str, stamp: Any) -> DiagnosticArray:
             'inliers': scale.inliers,
             'outliers': scale.outliers,
             'median relative residual': f'{scale.residual:.4f}',
+            'quality of the fit': f'{scale.quality:.2f}',
             'age of the scale [s]': f'{scale.age:.2f}',
         }
     status = DiagnosticStatus(

@@ -154,6 +154,8 @@ class DepthNode(LifecycleNode):
             max_range=settings.depth_max_range,
             hold_duration=settings.hold_duration,
             prior=settings.prior,
+            camera_height=settings.prior_camera_height or None,
+            refinement=settings.refinement,
         )
         self._outputs = Outputs(self, settings.output_qos == 'reliable', self._log)
         self._node_parameters.configured = True

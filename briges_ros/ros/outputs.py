@@ -27,6 +27,7 @@ _DEPTH = 5  # messages kept for a slow subscriber; of clouds this is tens of meg
 IMAGE = 'depth/image'
 INFO = 'depth/camera_info'
 POINTS = 'depth/points'
+SIGMA = 'depth/sigma'
 RELATIVE = 'depth/relative'
 PREVIEW = 'depth/preview'
 STATUS = 'depth/status'
@@ -86,6 +87,7 @@ class Outputs:
                 (IMAGE, Image),
                 (INFO, CameraInfo),
                 (POINTS, PointCloud2),
+                (SIGMA, Image),
                 (RELATIVE, Image),
                 (PREVIEW, Image),
                 (STATUS, self._status_type),
@@ -136,6 +138,8 @@ class Outputs:
             stride = settings.points_stride
             packed = pack_xyzrgb(frame.points(stride), frame.image, stride)
             self._publishers[POINTS].publish(packed_to_cloud(packed, header))
+        if SIGMA in wanted:
+            self._publishers[SIGMA].publish(array_to_image(frame.sigma, '32FC1', header))
         if RELATIVE in wanted:
             self._publishers[RELATIVE].publish(array_to_image(frame.relative, '32FC1', header))
         if PREVIEW in wanted:
@@ -162,6 +166,7 @@ class Outputs:
             inliers=int(scale.inliers),
             outliers=int(scale.outliers),
             residual=float(scale.residual),
+            quality=float(scale.quality),
             age=float(scale.age) if math.isfinite(scale.age) else -1.0,
             preprocess_ms=float(source.decode_ms + timing['preprocess']),
             inference_ms=float(timing['inference']),

@@ -217,6 +217,23 @@ PARAMETERS: tuple[Parameter, ...] = (
         high=3600.0,
     ),
     Parameter(
+        'refinement',
+        True,
+        'Correct the depth around sparse measurements by what they say, and carry that from frame '
+        'to frame. False: one scale and shift for the whole image.',
+        Change.CONFIGURE,
+    ),
+    Parameter(
+        'prior.camera_height',
+        0.0,
+        'Height of the camera over a level floor, to take the scale from that floor when none is '
+        'measured: for a camera on a vehicle that looks ahead. 0: not known.',
+        Change.CONFIGURE,
+        unit='m',
+        low=0.0,
+        high=100.0,
+    ),
+    Parameter(
         'prior.scale',
         0.0,
         'Scale to fall back on when none is measured: 1 / depth = scale * relative + shift. '
@@ -261,6 +278,8 @@ class Settings:
     sparse_max_age: float
     sparse_extrinsics: tuple[float, ...]
     hold_duration: float
+    refinement: bool
+    prior_camera_height: float
     prior_scale: float
     prior_shift: float
 

@@ -25,7 +25,7 @@ from briges_ros import Anchors, CameraModel
 from briges_ros.msg import DepthStatus
 
 HEIGHT, WIDTH = 375, 1242
-IMAGES = ('depth/image', 'depth/relative', 'depth/preview')
+IMAGES = ('depth/image', 'depth/sigma', 'depth/relative', 'depth/preview')
 
 
 def metres(message: Image) -> np.ndarray:
@@ -42,7 +42,7 @@ def test_outputs_belong_together(rig: Rig) -> None:
         assert listener.wait(stamp).header == header(stamp)
         assert len(listener.messages) == 1
 
-    encodings = ('32FC1', '32FC1', 'rgb8')
+    encodings = ('32FC1', '32FC1', '32FC1', 'rgb8')
     for (topic, listener), encoding in zip(images.items(), encodings, strict=True):
         message = listener.of(stamp)
         assert message.encoding == encoding, topic
@@ -63,6 +63,11 @@ def test_outputs_belong_together(rig: Rig) -> None:
     assert said.engine
     assert said.precision
     known = np.isfinite(depth)
+    sigma = metres(images['depth/sigma'].of(stamp))
+    np.testing.assert_array_equal(np.isnan(sigma), np.isnan(depth))
+    np.testing.assert_array_equal(np.isposinf(sigma), np.isposinf(depth))
+    assert (sigma[known] > 0).all() and np.median(sigma[known] / depth[known]) < 0.3
+    assert 0.4 < said.quality <= 1
     np.testing.assert_allclose(
         1 / depth[known], (said.scale * relative + said.shift)[known], rtol=1e-3
     )
@@ -229,8 +234,8 @@ def test_millimetres(rig: Rig) -> None:
         millimetres = image_pixels(message, np.uint16)
         told = np.isfinite(in_metres) & (in_metres < 65.5)
         assert told.mean() > 0.5
-        error = millimetres[told] - 1000.0 * in_metres[told]
-        assert np.abs(error).max() < 1.0  # the same frame gives the same depth
+        # The same frame gives the same depth, but for a filter that goes on settling.
+        np.testing.assert_allclose(millimetres[told], 1000.0 * in_metres[told], rtol=5e-3, atol=1)
         assert not millimetres[~np.isfinite(in_metres)].any()
         rig.later(10.0)
         unknown = image_pixels(depth.wait(rig.send(points=False)), np.uint16)
@@ -270,13 +275,13 @@ def test_range(rig: Rig) -> None:
         assert rig.tester.set('depth.min_range', 0.1)[0]
         assert rig.tester.set('depth.max_range', 100.0)[0]
     known = np.isfinite(everything)
-    near, far = known & (everything < 7.99), everything > 15.01
+    near, far = known & (everything < 7.9), everything > 15.1
     assert near.any()
     assert far.any()
     assert np.isnan(limited[near]).all()
     assert np.isposinf(limited[far]).all()
-    between = known & (everything > 8.01) & (everything < 14.99)
-    np.testing.assert_allclose(limited[between], everything[between], rtol=1e-5)
+    between = known & (everything > 8.1) & (everything < 14.9)
+    np.testing.assert_allclose(limited[between], everything[between], rtol=5e-3)
     depth.close()
 
 
