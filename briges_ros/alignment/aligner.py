@@ -14,6 +14,7 @@ from briges_ros.alignment.anchors import Anchors
 from briges_ros.alignment.carried import CARRIED_WEIGHT, CarriedDepth, same_scale
 from briges_ros.alignment.fit import AffineFit, FitFailure, fit_inverse_depth, sample
 from briges_ros.alignment.ground import ground_prior
+from briges_ros.alignment.neighbours import fit_by_neighbours
 from briges_ros.alignment.refinement import refine
 from briges_ros.alignment.tracker import ScaleEstimate, ScalePrior, ScaleState, ScaleTracker
 from briges_ros.alignment.uncertainty import depth_sigma, local_error
@@ -97,7 +98,13 @@ class Aligner:
         carried = self._memory.recall(image, camera, stamp) if self.refinement else None
         fit = moved = None
         if anchors is not None:
-            fit = _fit(relative, anchors.thinned(MAX_FIT_ANCHORS), self._tracker.expected(stamp))
+            few = anchors.thinned(MAX_FIT_ANCHORS)
+            fit = _fit(relative, few, self._tracker.expected(stamp))
+            if self.refinement and isinstance(fit, FitFailure):
+                p = sample(relative, few.u, few.v)
+                width = relative.shape[1]
+                alone = fit_by_neighbours(p, few.u, few.v, few.depth, few.sigma, width)
+                fit = fit if isinstance(alone, FitFailure) else alone
         if carried is not None:
             moved = _fit(relative, carried)
         prior: ScalePrior | None = None

@@ -37,6 +37,17 @@ _HYPOTHESES = 256
 _SAMPLE = 1000
 _MAX_ITERATIONS = 10
 _CONVERGED = 1e-3  # relative change of scale and shift
+# Lines of which the depths differ by more than this, as a logarithm, for half of the anchors, say
+# different things; and this many that agree with the second, as a part of those with the first, are
+# too many to choose between them.
+_ANOTHER_DEPTH = 0.4
+_GREATEST_RIVAL = 0.85
+# One reading, see `_one_reading`: within this of one depth, as a logarithm; for such shares of the
+# anchors; over this much of the relief that the network sees.
+_ONE_READING = 0.02
+_ONE_READING_SHARE = (0.2, 0.7)
+_ONE_READING_RELIEF = 0.25
+_DISTRUST = 1e-3
 # What is at least needed to trust a fit, see `fit_inverse_depth`.
 _MIN_ANCHORS = 5
 _MIN_INLIERS = 5
@@ -90,6 +101,7 @@ class AffineFit:
             anchors' range, from `model_error` and `covariance`. Halved where the anchors do not
             tell scale from shift.
         scale_only: The ratio of shift to scale is that of an earlier fit.
+        note: What else is to be known of it, a few words for people.
     """
 
     scale: float
@@ -103,6 +115,7 @@ class AffineFit:
     model_error: float = _MODEL_ERROR
     quality: float = 0.0
     scale_only: bool = False
+    note: str = ''
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,21 @@ class FitFailure:
     """
 
     reason: str
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What RANSAC found.
+
+    Attributes:
+        s, t: the line.
+        rival: as a part of those that agree with it, how many agree with another one at most,
+            that says another depth.
+    """
+
+    s: float
+    t: float
+    rival: float
 
 
 def sample(
@@ -170,7 +198,7 @@ def fit_inverse_depth(
 
     Metres drawn from anchors that have nothing to do with the relative depth would be made up. So
     the fit must explain the depths of the anchors 1000 times better than their mere distribution
-    does, after a charge for its parameters (`_evidence`). Where it does not, because there are few
+    does, after a charge for its parameters (`evidence`). Where it does not, because there are few
     anchors or all lie at about one depth (a wall, a table from above), only the scale of `previous`
     moves, if they agree with its ratio of shift to scale. Without it, that one depth is the fit,
     for as much of the image as they stand for: see `AffineFit.relative_range`.
@@ -209,6 +237,7 @@ def fit_inverse_depth(
     z = np.asarray(depth, dtype=np.float64)[usable]
     noise = np.asarray(sigma, dtype=np.float64)[usable] / z
     part = np.asarray(weight, dtype=np.float64)[usable]
+    part[_one_reading(p, z)] *= _DISTRUST
     part /= part.mean()
     # Centred and scaled, so that the equations are well conditioned whatever the network's unit.
     centre, unit = float(np.median(p)), float(p.max() - p.min())
@@ -227,7 +256,9 @@ def fit_inverse_depth(
     start = _search(p[few], z[few], np.hypot(noise[few], _MODEL_ERROR), part[few], rng)
     if start is None:
         return degenerate(_DOES_NOT_GROW)
-    s, t, model = _refine(*start, p, z, noise, part)
+    if start.rival > _GREATEST_RIVAL:
+        return FitFailure('the anchors fall into two parts that ask for different depths')
+    s, t, model = _refine(start.s, start.t, p, z, noise, part)
 
     spread = np.hypot(noise, model)
     error = (s * p + t) * z - 1
@@ -242,7 +273,7 @@ def fit_inverse_depth(
         return degenerate(_DOES_NOT_GROW)
     normal, _ = _equations(part * inlier / (spread * spread), p, z)
     singular = not np.linalg.det(normal) > 1e-12 * normal[0, 0] * normal[1, 1]
-    if singular or _evidence(error[few], z[few], spread[few], count) < _MIN_EVIDENCE:
+    if singular or evidence(error[few], z[few], spread[few], count) < _MIN_EVIDENCE:
         return degenerate('the anchors do not tell scale from shift: one depth fits them as well')
 
     # z' = z / (1 + e), so |z' - z| / z = |e| / (1 + e).
@@ -270,16 +301,48 @@ def fit_inverse_depth(
         residual=residual,
         inlier_mask=mask,
         model_error=model,
-        quality=_quality(inliers / count, model, float(variance.mean())),
+        quality=quality(inliers / count, model, float(variance.mean())),
     )
 
 
-def _quality(share: float, model_error: float, variance: float) -> float:
+def _one_reading(p: FloatArray, z: FloatArray) -> npt.NDArray[np.intp]:
+    """Find anchors that all give one depth, over things that the network sees at different depths.
+
+    In a scene, hardly a tenth of the anchors are within 2 % of any one depth, unless they are on a
+    wall that faces the camera, and then they are alike to the network, too. A fifth and more are a
+    reflection, dust on a lens, a part of the sensor that is stuck. If it is nearly all, there is
+    nothing to say so.
+
+    Args:
+        p: (N,) relative inverse depth.
+        z: (N,) metres.
+
+    Returns:
+        Their indices; none as a rule.
+    """
+    alike = same_depth(z)
+    low, high = _ONE_READING_SHARE
+    if not low * len(z) < len(alike) < high * len(z) or len(alike) < _MIN_ANCHORS:
+        return alike[:0]
+    here, all_over = (np.ptp(np.quantile(x, (0.1, 0.9))) for x in (p[alike], p))
+    return alike if here > _ONE_READING_RELIEF * all_over else alike[:0]
+
+
+def same_depth(z: FloatArray) -> npt.NDArray[np.intp]:
+    """Find the indices of the most of z, (N,) metres, that are within 2 % of each other."""
+    order = np.argsort(z)
+    log_z = np.log(z[order])
+    counts = np.searchsorted(log_z, log_z + _ONE_READING) - np.arange(len(z))
+    first = int(counts.argmax())
+    return order[first : first + counts[first]]
+
+
+def quality(share: float, model_error: float, variance: float) -> float:
     """See `AffineFit.quality`."""
     return share / (1 + (model_error**2 + variance) / _HALF_QUALITY**2)
 
 
-def _evidence(error: FloatArray, z: FloatArray, spread: FloatArray, count: int) -> float:
+def evidence(error: FloatArray, z: FloatArray, spread: FloatArray, count: int) -> float:
     """Log odds of the fit against anchors that have nothing to do with the relative depth.
 
     Under the fit, a part of the anchors has normal errors and the others are from anywhere; against
@@ -372,7 +435,7 @@ def _scale_only(
         inlier_mask=mask,
         relative_range=previous.relative_range,
         model_error=previous.model_error,
-        quality=0.5 * _quality(inliers / len(z), previous.model_error, variance),
+        quality=0.5 * quality(inliers / len(z), previous.model_error, variance),
         scale_only=True,
     )
 
@@ -393,9 +456,7 @@ def _flat(
         centre, unit: To get back to the network's unit.
         usable: (M,) bool, which of all anchors these are.
     """
-    candidates = [float(q) for q in np.quantile(z, np.linspace(0.02, 0.98, 33))]
-    one = min(candidates, key=lambda c: _mean_error(z / c))
-    error = one / z - 1
+    error = one_depth(z) / z - 1
     inlier = np.abs(error) < _FLAT_WITHIN
     inliers = int(inlier.sum())
     if (
@@ -404,16 +465,16 @@ def _flat(
         or np.median(np.abs(error)) > _FLAT_MEDIAN
     ):
         return None
-    # The line through all that is not far off; those that then disagree are not stood for.
-    fair = np.abs(error) < _GREATEST_ERROR
-    x, y = p[fair], 1 / z[fair]
-    middle, level = float(x.mean()), float(y.mean())
-    variance = float(np.square(x - middle).mean())
-    if variance <= 0:
+    line = flat_line(p, z)
+    if line is None:
         return None
-    slope = float(((x - middle) * (y - level)).mean()) / variance
-    s = max(slope, _FLAT_RELIEF * level / math.sqrt(variance))
-    error = (s * (p - middle) + level) * z - 1
+    # The line through all that is not far off; those that then disagree are not stood for.
+    s, t = line
+    fair = np.abs(error) < _GREATEST_ERROR
+    y = 1 / z[fair]
+    middle, level = float(p[fair].mean()), float(y.mean())
+    variance = float(np.square(p[fair] - middle).mean())
+    error = (s * p + t) * z - 1
     inlier = np.abs(error) < _FLAT_WITHIN
     inliers = int(inlier.sum())
     low, high = (float(q) for q in np.quantile(p[inlier], (0.01, 0.99)))
@@ -435,8 +496,54 @@ def _flat(
         inlier_mask=mask,
         relative_range=(low * unit + centre, high * unit + centre),
         model_error=model,
-        quality=0.5 * _quality(inliers / len(z), model, 0.0),
+        quality=0.5 * quality(inliers / len(z), model, 0.0),
+        note='all at about one depth',
     )
+
+
+def consensus_line(p: FloatArray, z: FloatArray, noise: FloatArray) -> tuple[float, float] | None:
+    """Find the line (s, t), s > 0, through two anchors that most others agree with, if any.
+
+    Args:
+        p: (N,) relative inverse depth.
+        z: (N,) metres.
+        noise: (N,) relative standard deviation of z.
+    """
+    centre, unit = float(np.median(p)), float(np.ptp(p))
+    if not unit > 0:
+        return None
+    spread = np.hypot(noise, _MODEL_ERROR)
+    line = _search((p - centre) / unit, z, spread, np.ones(len(p)), np.random.default_rng(0))
+    return None if line is None else (line.s / unit, line.t - line.s * centre / unit)
+
+
+def one_depth(z: FloatArray) -> float:
+    """Find the depth in metres that most of z, (N,) metres, are nearest to."""
+    candidates = [float(q) for q in np.quantile(z, np.linspace(0.02, 0.98, 33))]
+    return min(candidates, key=lambda c: _mean_error(z / c))
+
+
+def flat_line(p: FloatArray, z: FloatArray) -> tuple[float, float] | None:
+    """Find the line (s, t) about one depth, with as much relief as anchors and network share.
+
+    Plain least squares in inverse depth over what is not far from that depth; s is positive.
+
+    Args:
+        p: (N,) relative inverse depth.
+        z: (N,) metres.
+
+    Returns:
+        1/m per unit of p, and 1/m; None if p is the same everywhere.
+    """
+    fair = np.abs(one_depth(z) / z - 1) < _GREATEST_ERROR
+    x, y = p[fair], 1 / z[fair]
+    middle, level = float(x.mean()), float(y.mean())
+    variance = float(np.square(x - middle).mean())
+    if variance <= 0:
+        return None
+    slope = float(((x - middle) * (y - level)).mean()) / variance
+    s = max(slope, _FLAT_RELIEF * level / math.sqrt(variance))
+    return s, level - s * middle
 
 
 def _search(
@@ -445,7 +552,7 @@ def _search(
     spread: FloatArray,
     part: FloatArray,
     rng: np.random.Generator,
-) -> tuple[float, float] | None:
+) -> _Line | None:
     """Find the line (s, t), s > 0, through two anchors that most others agree with, if any."""
     # One anchor from the farther half and one from the nearer: a wide pair pins the line down
     # better.
@@ -469,9 +576,15 @@ def _search(
     size -= (1 / spread).astype(np.float32)
     np.square(size, out=size)
     np.minimum(size, np.float32(_INLIER_SPREADS**2), out=size)
-    size *= part.astype(np.float32)
+    counted = part.astype(np.float32)
+    inliers = np.where(size < np.float32(_INLIER_SPREADS**2), counted, 0).sum(axis=1)
+    size *= counted
     best = int(size.sum(axis=1).argmin())
-    return float(s[best]), float(t[best])
+    # Lines that say another depth for half of the anchors, by how many agree with them.
+    y = np.maximum(s * np.quantile(p, np.linspace(0.05, 0.95, 7))[:, None] + t, 1e-6)
+    other = np.median(np.abs(np.log(y / y[:, best, None])), axis=0) > _ANOTHER_DEPTH
+    rival = float(inliers[other].max(initial=0)) / max(float(inliers[best]), 1e-9)
+    return _Line(float(s[best]), float(t[best]), rival)
 
 
 def _refine(

@@ -29,13 +29,13 @@ from briges_ros.alignment.fit import sample
 Array32 = npt.NDArray[np.float32]
 
 # The unit of distance is this part of the image's width, or a factor e in depth.
-_REACH = 0.3
+REACH = 0.3
 # Beside its distance, an anchor at another depth counts less by (1 + (log ratio / this)^2)^2.
-_SAME_DEPTH = 0.5
+SAME_DEPTH = 0.5
 # The prior counts as much as one anchor at distance 1.
 _PRIOR = 1.0
 # Factors up to this one are taken for errors of the network; an anchor that asks for more is wrong.
-_BOUND = math.log(4.0)
+BOUND = math.log(4.0)
 # A network may be far off in a part of the image, and what the anchors say there is what refinement
 # is for. But many anchors may also be wrong together, see `_wrong_together`: those that are off by
 # more than so many standard deviations and a factor of 1.5,
@@ -131,7 +131,7 @@ def refine(
         floor = np.float32(1 / (_RESCUE_DEPTH * np.quantile(depth[usable], 0.99)))
         off = np.log(np.maximum(y, floor) * np.where(usable, depth, 1))
         usable[usable] = ~_wrong_together(off[usable], depth[usable], model_error)
-        usable &= np.abs(off) < _BOUND
+        usable &= np.abs(off) < BOUND
     if not usable.any() or min(inverse.shape) < _FAR_STEP:
         return Refinement(inverse, np.full(inverse.shape, model_error, np.float32))
     u, v, depth, sigma = (a[usable] for a in (u, v, depth, sigma))
@@ -143,7 +143,7 @@ def refine(
         counts *= weight[usable]
     noise = float(np.median(np.square(sigma / depth)))
 
-    unit = np.float32(1 / (_REACH * inverse.shape[1]))
+    unit = np.float32(1 / (REACH * inverse.shape[1]))
     # An error of the network grows with the square root of the distance. So noise is distance:
     # what is nearer than that to a noisy anchor does not know better.
     soft = np.float32(min(noise / max(model_error, 1e-3) ** 2, 1.0) / 4)
@@ -260,10 +260,10 @@ def _votes(
     That is, by its party's share of the strongest party in 3 x 3 cells, in which the fit has a vote
     as well; and the more of all anchors have no party, the more an anchor needs one.
     """
-    bins = int(2 * _BOUND / _AGREE) + 3
+    bins = int(2 * BOUND / _AGREE) + 3
     rows, columns = int(shape[0] / cell) + 2, int(shape[1] / cell) + 2
     place = (v / cell + 0.5).astype(np.intp) * columns + (u / cell + 0.5).astype(np.intp)
-    index = place * bins + ((residual + _BOUND) / _AGREE + 1).astype(np.intp)
+    index = place * bins + ((residual + BOUND) / _AGREE + 1).astype(np.intp)
     single = np.bincount(index, minlength=rows * columns * bins).astype(np.float32)
     single = single.reshape(rows, columns, bins)
     party = single.copy()
@@ -272,7 +272,7 @@ def _votes(
     padded = np.pad(party, ((1, 1), (1, 1), (0, 0)))
     tall = padded[:-2] + padded[1:-1] + padded[2:]
     party = tall[:, :-2] + tall[:, 1:-1] + tall[:, 2:]
-    centre = int(_BOUND / _AGREE) + 1
+    centre = int(BOUND / _AGREE) + 1
     party[:, :, centre - 1 : centre + 2] += 1
     # An anchor's own vote counts half.
     strongest = party.max(axis=2).reshape(-1)[place] - np.float32(0.5)
@@ -345,7 +345,7 @@ def _sums(
                 np.square(ratio, out=ratio)
                 np.add(ratio, (np.square(u - mean_u) + least)[None], out=d)
                 d += np.square(v[some] - mean_v)[:, None]
-                ratio *= np.float32(1 / _SAME_DEPTH**2)
+                ratio *= np.float32(1 / SAME_DEPTH**2)
                 ratio += 1
                 d *= ratio
                 np.square(d, out=d)

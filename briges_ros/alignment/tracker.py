@@ -409,9 +409,7 @@ def _inverse(covariance: FloatArray) -> FloatArray:
 
 def _fitted(fit: AffineFit) -> str:
     reason = f'fitted to {fit.inliers} of {fit.inliers + fit.outliers} anchors'
-    if math.isfinite(fit.relative_range[0]):
-        reason += ', all at about one depth'
-    return reason
+    return f'{reason}, {fit.note}' if fit.note else reason
 
 
 def _estimate(

@@ -27,6 +27,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from briges_ros.alignment.neighbours import left_out
+from briges_ros.alignment.refinement import BOUND
 from briges_ros.alignment.tracker import INDEPENDENT_ANCHORS, ScaleEstimate
 
 Image32 = npt.NDArray[np.float32]
@@ -45,15 +47,6 @@ _MEASURED = 150
 _OTHERS = 1500
 # A normal distribution has the standard deviation 1.4826 times its median absolute deviation.
 _SIGMA_PER_MAD = 1.4826
-# A refinement without the anchor in question, see `_left_out`: the unit of distance is this part of
-# the image's width or a factor e in depth; the prior at 0 counts as an anchor at distance 1;
-# an anchor that differs from those around by more than this counts little.
-_REACH = 0.3
-_SAME_DEPTH = 0.5
-_AGREE = 0.15
-# A refinement brings residuals of no more than this, as a logarithm of depth; they are errors of
-# the sensor. Without one they count no more than that.
-_BOUND = math.log(4.0)
 # Errors between anchors grow with the square root of the distance, no more than by this.
 _GROWTH = (0.5, 3.0)
 # The window of an edge is 5 pixels of an image of this width, or 20 of 640: patches are 14.
@@ -101,11 +94,11 @@ def local_error(
         residual = -np.log(np.maximum(inverse, 1e-6) * np.asarray(depth, np.float32))
         usable = np.isfinite(residual)
     if refined:
-        usable &= np.abs(residual) < _BOUND
+        usable &= np.abs(residual) < BOUND
     index = np.flatnonzero(usable)
     if len(index) < 2:
         return None
-    residual = np.clip(residual[index], -_BOUND, _BOUND)
+    residual = np.clip(residual[index], -BOUND, BOUND)
     u, v, depth, sigma, inverse = (
         np.asarray(a, np.float32)[index] for a in (u, v, depth, sigma, inverse)
     )
@@ -116,7 +109,7 @@ def local_error(
     )
     some = _regular(len(few), _MEASURED)
     if refined:
-        error, spacing = _left_out(some, u, v, np.log(inverse), residual, _REACH * size[0])
+        error, spacing = left_out(some, u, v, np.log(inverse), residual, size[0])
     else:
         error, spacing = residual[some], None
     # From here on, as at a depth of one metre.
@@ -192,46 +185,3 @@ def depth_sigma(
 def _regular(count: int, most: int) -> npt.NDArray[np.intp]:
     """Indices of at most so many out of `count`, at about equal steps."""
     return np.arange(min(count, most)) * count // min(count, most)
-
-
-def _left_out(
-    some: npt.NDArray[np.intp],
-    u: Vector,
-    v: Vector,
-    nearness: Vector,
-    residual: Vector,
-    reach: float,
-) -> tuple[Vector, Vector]:
-    """What a refinement by all other anchors leaves of the residuals of some.
-
-    Inverse distance weighting with the power 4 (Shepard, ACM 1968) in the space of column, row and
-    log inverse depth, as `refinement` has it, among the 12 nearest.
-
-    Args:
-        some: (n,) indices of those to leave out.
-        u, v: (N,) pixels.
-        nearness: (N,) log inverse depth of the fit.
-        residual: (N,) log of z' / z.
-        reach: Unit of distance, pixels.
-
-    Returns:
-        (n,) what is left, and (n,) the distance in the image to the nearest other anchor, pixels.
-    """
-    image = np.square(u[some, None] - u)
-    image += np.square(v[some, None] - v)
-    image[np.arange(len(some)), some] = np.inf
-    spacing = np.sqrt(image.min(axis=1))
-    other = np.square(nearness[some, None] - nearness)
-    distance = image * np.float32(1 / reach**2)
-    distance += other
-    other *= np.float32(1 / _SAME_DEPTH**2)
-    other += 1
-    distance *= other
-    around = min(_AROUND, len(u) - 1)
-    near = np.argpartition(distance, around - 1, axis=1)[:, :around]
-    distance = np.take_along_axis(distance, near, axis=1)
-    theirs = residual[near]
-    middle = np.median(theirs, axis=1, keepdims=True)
-    weight = 1 / np.maximum(np.square(distance), 1e-8)
-    weight /= np.square(1 + np.square((theirs - middle) / _AGREE))
-    return residual[some] - (weight * theirs).sum(axis=1) / (weight.sum(axis=1) + 1), spacing

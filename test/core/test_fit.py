@@ -229,7 +229,9 @@ def test_reasons_for_no_fit():
     assert 'the same at all anchors' in reason(np.full(200, 0.7), z)
     assert 'does not grow' in reason(-p, z)
     assert 'one depth' in reason(rng.normal(0, 1, 200), np.exp(rng.uniform(0, 1, 200)))
-    assert 'agree' in reason(rng.random(200), np.exp(rng.uniform(0, np.log(1000), 200)))
+    assert 'ask for different depths' in reason(
+        rng.random(200), np.exp(rng.uniform(0, np.log(1000), 200))
+    )
 
 
 @pytest.mark.parametrize('depth_noise', [0.0, 0.02, 0.3])
@@ -268,6 +270,29 @@ def test_metres_are_not_made_up_from_noise(near, far):
     assert accepted[10] <= 1
     assert accepted[30] <= 1
     assert accepted[200] == 0
+
+
+@pytest.mark.parametrize('share', [0.3, 0.5])
+def test_one_reading_over_a_relief_does_not_count(share):
+    """As of a reflection: half of the anchors at one depth, over all that the network sees."""
+    rng = np.random.default_rng(0)
+    z = lidar_depths(rng, 400)
+    p = network(z, rng, error=0.03)
+    measured = z.copy()
+    measured[: int(share * 400)] = 12.0
+    fit = fit_inverse_depth(p, measured, noise(measured))
+    assert isinstance(fit, AffineFit)
+    assert abs_rel(fit, p, z) < 0.05
+
+
+def test_two_parties_of_one_size_are_not_chosen_between():
+    rng = np.random.default_rng(0)
+    z = lidar_depths(rng, 400)
+    p = network(z, rng, error=0.03)
+    measured = np.where(np.arange(400) < 195, 3 * z, z)
+    assert 'two parts' in reason(p, measured)
+    few = np.where(np.arange(400) < 100, 3 * z, z)
+    assert isinstance(fit_inverse_depth(p, few, noise(few)), AffineFit)
 
 
 def test_few_anchors_that_agree_are_enough():
