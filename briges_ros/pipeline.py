@@ -93,6 +93,7 @@ class DepthPipeline:
         camera_height: float | None = None,
         refinement: bool = True,
         segmentation_every_n_frames: int = 1,
+        image_size: tuple[int, int] | None = None,
     ) -> None:
         if not 0.0 < min_range < max_range:
             raise ValueError(f'need 0 < min_range < max_range, got {min_range} and {max_range} m')
@@ -104,6 +105,7 @@ class DepthPipeline:
             )
         self.bundle = bundle
         self.engine = engine
+        self._image_size = image_size
         self.segmentation_every_n_frames = segmentation_every_n_frames
         self._key_frame = _KeyFrame(0, (0, 0), 0)
         self.token_budget = token_budget or bundle.token_budget
@@ -134,6 +136,7 @@ class DepthPipeline:
         camera_height: float | None = None,
         refinement: bool = True,
         segmentation_every_n_frames: int = 1,
+        image_size: tuple[int, int] | None = None,
     ) -> DepthPipeline:
         """Load a model bundle on a backend and check that it computes what it should.
 
@@ -158,12 +161,19 @@ class DepthPipeline:
                 next frame.
             segmentation_every_n_frames: of a network with a gate: how often the segmentation is
                 computed anew; between, that of the last key frame serves.
+            image_size: (width, height) of the images, if known: what the backend builds for a size,
+                which takes TensorRT minutes, is then built here and not with the first image.
 
         Raises:
             BrigesError: the bundle or the backend does not load, or fails its self-check.
+            ValueError: a setting is out of range.
         """
+        if image_size is not None and min(image_size) < 1:
+            raise ValueError(f'image_size must be (width, height) in pixels, got {image_size}')
         bundle = ModelBundle.load(name_or_path)
-        engine, selfcheck = open_checked_engine(bundle, backend, precision, threads)
+        engine, selfcheck = open_checked_engine(
+            bundle, backend, precision, threads, image_size, token_budget
+        )
         pipeline = cls(
             bundle,
             engine,
@@ -175,6 +185,7 @@ class DepthPipeline:
             camera_height=camera_height,
             refinement=refinement,
             segmentation_every_n_frames=segmentation_every_n_frames,
+            image_size=image_size,
         )
         log.info(
             '%s on %s (%s): self-check error %.2g',
@@ -210,6 +221,7 @@ class DepthPipeline:
         height, width = _checked_size(image, camera)
         if stamp is not None and not math.isfinite(stamp):
             raise ValueError(f'stamp must be seconds or None, got {stamp}')
+        self._tell_other_size(width, height)
         clock = _Clock()
         relative = self._relative(image, self._reuses_segmentation(image, stamp), clock)
         found = _checked_anchors(anchors() if callable(anchors) else anchors, width, height)
@@ -271,6 +283,19 @@ class DepthPipeline:
         served = key.served + 1 if reuse else int(stamp is not None)
         self._key_frame = _KeyFrame(served, size, self.token_budget)
         return reuse
+
+    def _tell_other_size(self, width: int, height: int) -> None:
+        """Warn, once, that the images are not of the size that the engine is ready for."""
+        expected = self._image_size
+        if expected is not None and expected != (width, height):
+            log.warning(
+                'images are %dx%d, not %dx%d as image_size (of the node: image_width and '
+                'image_height) says: the first one takes longer, until you correct it',
+                width,
+                height,
+                *expected,
+            )
+            self._image_size = None
 
     def reset_scale(self) -> None:
         """Forget the held fit; the next frame needs fresh anchors."""

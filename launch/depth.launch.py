@@ -70,6 +70,17 @@ def declare_arguments():
             'parameter file says.',
         ),
         DeclareLaunchArgument(
+            'image_width',
+            default_value=FROM_FILE,
+            description='Width of the images: with image_height, the engine is built for them '
+            'before they come. Empty: as the parameter file says.',
+        ),
+        DeclareLaunchArgument(
+            'image_height',
+            default_value=FROM_FILE,
+            description='Height of the images. Empty: as the parameter file says.',
+        ),
+        DeclareLaunchArgument(
             'params_file',
             default_value=shared('config', 'depth.yaml'),
             description='Parameter file; config/depth.yaml explains each.',
@@ -124,9 +135,11 @@ def start_node(context):
         # The node brings itself up: the same on every distribution, and with plain `ros2 run`.
         'autostart': ParameterValue(LaunchConfiguration('autostart'), value_type=bool),
     }
-    for name in ('model', 'backend', 'precision'):
+    from_file = {'image_width': int, 'image_height': int}
+    from_file |= dict.fromkeys(('model', 'backend', 'precision'), str)
+    for name, value_type in from_file.items():
         if LaunchConfiguration(name).perform(context) != FROM_FILE:
-            overrides[name] = ParameterValue(LaunchConfiguration(name), value_type=str)
+            overrides[name] = ParameterValue(LaunchConfiguration(name), value_type=value_type)
     return [
         LifecycleNode(
             package=PACKAGE,

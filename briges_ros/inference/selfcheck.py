@@ -11,6 +11,7 @@ import logging
 import zipfile
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,9 +21,11 @@ from briges_ros.inference.engine import (
     Arrays,
     Engine,
     EngineError,
+    ImageEngine,
     open_engine,
     precisions,
 )
+from briges_ros.inference.preprocess import prepare
 
 log = logging.getLogger('briges_ros')
 
@@ -98,7 +101,12 @@ class SelfCheck:
 
 
 def open_checked_engine(
-    bundle: ModelBundle, backend: str = 'auto', precision: str = 'auto', threads: int = 0
+    bundle: ModelBundle,
+    backend: str = 'auto',
+    precision: str = 'auto',
+    threads: int = 0,
+    image_size: tuple[int, int] | None = None,
+    token_budget: int | None = None,
 ) -> tuple[Engine, SelfCheck]:
     """Load a bundle on a backend that computes what it should.
 
@@ -108,6 +116,8 @@ def open_checked_engine(
         precision: one of `engine.PRECISIONS`, or 'auto' for the fastest that passes: a backend
             whose fast precision fails the self-check falls back on its next.
         threads: CPU threads; 0 lets the backend choose.
+        image_size: (width, height) of the images to come, if it is known: see `make_ready`.
+        token_budget: most patches of these images; default: the bundle's.
 
     Returns:
         The engine, and how it compared with the bundle's reference.
@@ -131,7 +141,10 @@ def open_checked_engine(
                 log.info('backend skipped: %s', error)
                 continue
             try:
-                return engine, check_engine(engine, bundle)
+                result = check_engine(engine, bundle)
+                if image_size is not None:
+                    make_ready(engine, bundle, image_size, token_budget)
+                return engine, result
             except EngineError as error:
                 reasons.append(str(error))
                 log.warning('backend skipped: %s', error)
@@ -165,6 +178,36 @@ def check(engine: Engine, bundle: ModelBundle, comparisons: tuple[Comparison, ..
                 f'{tolerance.error:g}), scale {c.scale:.4g} (1 +- {tolerance.scale:g}), '
                 f'correlation {c.correlation:.4f}; choose another backend or precision'
             )
+
+
+def make_ready(
+    engine: Engine,
+    bundle: ModelBundle,
+    image_size: tuple[int, int],
+    token_budget: int | None = None,
+) -> None:
+    """Run an image of a size once, so that whatever an engine builds for a size is there.
+
+    The image is the self-check's own, so that an engine which compares a new size with float32, as
+    TensorRT's does, does so on a real picture.
+
+    Args:
+        engine: one that passed its self-check.
+        bundle: what it runs.
+        image_size: (width, height), pixels.
+        token_budget: most patches; default: the bundle's.
+
+    Raises:
+        EngineError: the engine does not run this size, or computes wrong numbers.
+    """
+    normalised = _reference(bundle)['depth_encoder'][0]['image'][0]
+    picture = normalised.transpose(1, 2, 0) * np.array(bundle.std) + np.array(bundle.mean)
+    pixels = np.clip(255 * picture, 0, 255).astype(np.uint8)
+    image = np.asarray(cv2.resize(pixels, image_size, interpolation=cv2.INTER_LINEAR), np.uint8)
+    if isinstance(engine, ImageEngine):
+        engine.infer_image(image, token_budget or bundle.token_budget, reuse_segmentation=False)
+    else:
+        engine.infer(*prepare(image, bundle, token_budget))
 
 
 def compare(engine: Engine, bundle: ModelBundle) -> tuple[Comparison, ...]:

@@ -156,6 +156,7 @@ class DepthNode(LifecycleNode):
             prior=settings.prior,
             camera_height=settings.prior_camera_height or None,
             refinement=settings.refinement,
+            image_size=settings.image_size,
         )
         self._outputs = Outputs(self, settings.output_qos == 'reliable', self._log)
         self._node_parameters.configured = True

@@ -141,6 +141,26 @@ PARAMETERS: tuple[Parameter, ...] = (
         choices=('raw', 'compressed'),
     ),
     Parameter(
+        'image_width',
+        0,
+        'Width of the images, if known: what the engine builds for a size, which takes TensorRT '
+        'minutes, is then built on configure. 0: not known, so that it is built with the first '
+        'image.',
+        Change.CONFIGURE,
+        unit='pixels',
+        low=0,
+        high=16384,
+    ),
+    Parameter(
+        'image_height',
+        0,
+        'Height of the images; goes with image_width.',
+        Change.CONFIGURE,
+        unit='pixels',
+        low=0,
+        high=16384,
+    ),
+    Parameter(
         'image_is_rectified',
         False,
         'The images are rectified: take P of camera_info instead of K and D.',
@@ -269,6 +289,8 @@ class Settings:
     threads: int
     autostart: bool
     image_transport: str
+    image_width: int
+    image_height: int
     image_is_rectified: bool
     depth_encoding: str
     depth_min_range: float
@@ -294,6 +316,21 @@ class Settings:
     def prior(self) -> tuple[float, float] | None:
         """The scale and shift that the user gave, or None."""
         return (self.prior_scale, self.prior_shift) if self.prior_scale > 0 else None
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """The (width, height) of the images that the user gave, in pixels, or None.
+
+        Raises:
+            ParameterError: one without the other. Refused here and not when it is set, because
+                parameters are set one after the other.
+        """
+        size = self.image_width, self.image_height
+        if 0 in size and any(size):
+            raise ParameterError(
+                f"'image_width' is {size[0]} and 'image_height' {size[1]}: give both, or neither"
+            )
+        return size if any(size) else None
 
     @property
     def extrinsics(self) -> tuple[float, ...] | None:

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 
+from briges_ros import DepthPipeline
 from briges_ros.inference import openvino_engine
 from briges_ros.inference.bundle import file_sha256
 from briges_ros.inference.engine import AUTO, BACKENDS, EngineError, open_engine, precisions
@@ -240,3 +242,52 @@ def test_auto_goes_on_to_the_next_backend_when_one_is_wrong_altogether(bundle, m
 
     monkeypatch.setattr(openvino_engine, 'open_engine', wrong)
     assert open_checked_engine(bundle, 'auto')[0].name == 'onnxruntime'
+
+
+# Sizes that are known beforehand
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Everything that OpenVINO compiles."""
+    real, models = openvino.Core.compile_model, []
+
+    def compile_model(core, model, *arguments):
+        models.append(model)
+        return real(core, model, *arguments)
+
+    monkeypatch.setattr(openvino.Core, 'compile_model', compile_model)
+    return models
+
+
+@pytest.mark.parametrize('size', [None, (64, 48)])
+def test_what_is_compiled_for_a_size_is_there_before_the_first_image(bundle, compiled, size):
+    pipeline = DepthPipeline.load(
+        bundle.folder, 'openvino', precision='fp32', token_budget=20, image_size=size
+    )
+    del compiled[:]
+    pipeline(np.zeros((48, 64, 3), np.uint8))
+    assert len(compiled) == (1 if size is None else 0)
+
+
+def test_an_image_of_another_size_than_was_said_works_and_is_told_once(bundle, caplog):
+    pipeline = DepthPipeline.load(
+        bundle.folder, 'onnxruntime', token_budget=20, image_size=(64, 48)
+    )
+    plain = DepthPipeline.load(bundle.folder, 'onnxruntime', token_budget=20)
+    rng = np.random.default_rng(0)
+
+    def warnings():
+        return [r.message for r in caplog.records if r.levelname == 'WARNING']
+
+    for index, shape in enumerate([(48, 64, 3), (64, 48, 3), (64, 48, 3), (48, 64, 3)]):
+        image = rng.integers(0, 256, shape, dtype=np.uint8)
+        np.testing.assert_array_equal(pipeline(image).relative, plain(image).relative)
+        assert len(warnings()) == (index > 0)
+    assert 'images are 48x64, not 64x48' in warnings()[0]
+
+
+@pytest.mark.parametrize('size', [(0, 48), (64, -1)])
+def test_a_size_that_is_none_is_refused(bundle, size):
+    with pytest.raises(ValueError, match='image_size must be'):
+        DepthPipeline.load(bundle.folder, image_size=size)

@@ -7,6 +7,7 @@ Without a GPU nothing of TensorRT can run but the builder, so what happens on th
 
 import math
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -711,7 +712,7 @@ def opens(gated, monkeypatch):
         shapes = shapes or network_shapes(bundle, *camera, token_budget)
         sizes.append(shapes['depth_encoder']['image'][:1:-1])
         changed = {}
-        if sizes[-1] in broken:
+        if sizes[-1] in broken or (sizes[-1], options.precision) in broken:
             changed['gate_decoder'] = onnx.load(str(bundle.graphs['gate_decoder']))
             node = next(n for n in changed['gate_decoder'].graph.node if n.op_type == 'Abs')
             node.op_type = 'Neg'
@@ -803,6 +804,35 @@ def test_a_camera_whose_network_comes_out_wrong_is_refused(gated, opens):
             lambda: engine.infer_image(image, gated.token_budget, False)
         )
     assert len(opens.sizes) == 2
+
+
+def test_the_cameras_plans_are_there_before_its_first_image(gated, opens, monkeypatch, caplog):
+    monkeypatch.setattr(tensorrt_backend, 'precisions', lambda *_: ('fp16', 'fp32'))
+    monkeypatch.setattr(ModelBundle, 'load', lambda _: gated)
+    caplog.set_level('INFO')
+    load = partial(DepthPipeline.load, 'pooled', 'tensorrt', segmentation_every_n_frames=2)
+    pipeline = load(image_size=(96, 48))
+    assert pipeline.engine.precision == 'fp16' and len(opens.sizes) == 2
+    # It was compared with float32 on the picture of the self-check.
+    assert 'on the first frame of 96x48' in caplog.text
+    plain = DepthPipeline(gated, open_engine(gated, 'onnxruntime', 'fp32', 1))
+    for stamp in range(2):  # and the first frame is a key frame all the same
+        image = picture(stamp, (96, 48))
+        relative = pipeline(image, stamp=float(stamp)).relative
+        if stamp == 0:
+            np.testing.assert_allclose(relative, plain(image).relative, rtol=1e-3)
+    assert len(opens.sizes) == 2
+
+
+def test_a_precision_that_is_wrong_at_the_cameras_size_is_passed_over(gated, opens, monkeypatch):
+    monkeypatch.setattr(tensorrt_backend, 'precisions', lambda *_: ('fp16', 'fp32'))
+    size = prepare(picture(0, (96, 48)), gated)[0].shape[:1:-1]
+    opens.broken.append((size, 'fp16'))
+    open_for = partial(open_checked_engine, gated, 'tensorrt')
+    assert open_for()[0].precision == 'fp16'  # only the first image would tell
+    assert open_for(image_size=(96, 48))[0].precision == 'fp32'
+    message = error_of(lambda: open_for('fp16', image_size=(96, 48)))
+    assert 'fails the self-check of pooled, whole network' in message
 
 
 def test_without_a_gpu_the_backend_says_what_is_missing(gated):

@@ -20,6 +20,8 @@ ARGUMENTS = {
     'model',
     'backend',
     'precision',
+    'image_width',
+    'image_height',
     'params_file',
     'namespace',
     'use_sim_time',
@@ -60,7 +62,8 @@ def test_launch_uses_only_what_it_declares() -> None:
         for call in calls('LaunchConfiguration')
         if isinstance(call.args[0], ast.Constant)
     }
-    assert used | {'model', 'backend', 'precision'} == ARGUMENTS
+    given = {'model', 'backend', 'precision', 'image_width', 'image_height'}
+    assert used | given == ARGUMENTS
 
 
 def test_launch_remaps_every_input() -> None:

@@ -125,6 +125,21 @@ def test_unknown_backend(node: DepthNodeProcess, tester: Tester, model: str) -> 
     node.logged('onnxruntime')
 
 
+def test_the_engine_is_made_ready_for_the_images(
+    start: Start, tester: Tester, model: str, drive: Drive
+) -> None:
+    rig = Rig(tester, start(small_parameters(model, drive)), drive)
+    height, width = drive.image(0).shape[:2]
+    assert tester.set('image_width', 64)[0]
+    assert not tester.configure()
+    rig.process.logged("configure failed: 'image_width' is 64 and 'image_height' 0: give both")
+    assert tester.set('image_height', 48)[0]
+    assert tester.configure()
+    assert tester.activate()
+    rig.connect()
+    rig.process.logged(f'images are {width}x{height}, not 64x48 as image_size')
+
+
 def test_parameters_take_effect_or_are_refused(
     node: DepthNodeProcess, tester: Tester, model: str
 ) -> None:

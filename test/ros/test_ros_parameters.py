@@ -14,6 +14,7 @@ from briges_ros.ros.parameters import (
     BY_NAME,
     PARAMETERS,
     Change,
+    ParameterError,
     Settings,
     complaint,
     refusal,
@@ -42,6 +43,17 @@ def test_what_the_user_gave() -> None:
     assert settings.prior == (0.5, 0.0)
     assert settings.extrinsics == ROTATED
     assert Settings.of({**DEFAULTS, 'sparse.extrinsics': None}).extrinsics is None
+
+
+def test_the_size_of_the_images_is_given_whole_or_not() -> None:
+    assert Settings.of(DEFAULTS).image_size is None
+    both = {'image_width': 640, 'image_height': 480}
+    assert Settings.of({**DEFAULTS, **both}).image_size == (640, 480)
+    for name in both:
+        half = {**DEFAULTS, name: both[name]}
+        assert complaint(half) == ''  # parameters are set one after the other
+        with pytest.raises(ParameterError, match='give both, or neither'):
+            _ = Settings.of(half).image_size
 
 
 @pytest.mark.parametrize(
