@@ -18,7 +18,7 @@ from briges_ros.alignment.tracker import ScaleEstimate, ScaleState
 from briges_ros.camera import CameraModel
 from briges_ros.depth_image import depth_from_inverse, resize_inverse_depth
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.inference.engine import Engine, ImageEngine
+from briges_ros.inference.engine import Engine, ImageEngine, Progress
 from briges_ros.inference.preprocess import prepare, to_inverse_depth
 from briges_ros.inference.selfcheck import open_checked_engine
 from briges_ros.point_cloud import organised_points
@@ -137,6 +137,7 @@ class DepthPipeline:
         refinement: bool = True,
         segmentation_every_n_frames: int = 1,
         image_size: tuple[int, int] | None = None,
+        progress: Progress | None = None,
     ) -> DepthPipeline:
         """Load a model bundle on a backend and check that it computes what it should.
 
@@ -163,6 +164,7 @@ class DepthPipeline:
                 computed anew; between, that of the last key frame serves.
             image_size: (width, height) of the images, if known: what the backend builds for a size,
                 which takes TensorRT minutes, is then built here and not with the first image.
+            progress: told how that goes on, here or later.
 
         Raises:
             BrigesError: the bundle or the backend does not load, or fails its self-check.
@@ -172,7 +174,7 @@ class DepthPipeline:
             raise ValueError(f'image_size must be (width, height) in pixels, got {image_size}')
         bundle = ModelBundle.load(name_or_path)
         engine, selfcheck = open_checked_engine(
-            bundle, backend, precision, threads, image_size, token_budget
+            bundle, backend, precision, threads, image_size, token_budget, progress
         )
         pipeline = cls(
             bundle,

@@ -147,8 +147,8 @@ def run_build(job: BuildJob) -> None:
         for name, shapes in wanted.items():
             progress.reset(task, description=name)
 
-            def report(phase: str, done: float, name: str = name) -> None:
-                progress.update(task, completed=done, description=f'{name}: {phase}')
+            def report(graph: str, done: float, name: str = name) -> None:
+                progress.update(task, completed=done, description=f'{name}: {graph}')
 
             plans = build_plans(
                 bundle, None, gpu, options, cache=cache, progress=report, shapes=shapes

@@ -27,6 +27,10 @@ class EngineError(BrigesError):
 
 Arrays = dict[str, NDArray[np.float32]]
 
+Progress = Callable[[str, float], bool | None]
+"""Told what is being built and how much of it is done, in [0, 1]; at the end 1, also if it failed.
+False stops the build, and what it raises comes through."""
+
 Graph = Callable[[dict[str, Any]], dict[str, Any]]
 """A loaded ONNX graph: arrays by the names of its inputs -> arrays by those of its outputs.
 
@@ -184,7 +188,7 @@ class Backend:
 
     Attributes:
         module: has ``precisions(bundle, device)``, which says what it can compute this bundle in,
-            fastest first, and ``open_engine(bundle, device, precision, threads)``.
+            fastest first, and ``open_engine(bundle, device, precision, threads, progress)``.
         device: of those that the module knows.
         mend: how to get it, if it is missing.
     """
@@ -225,7 +229,11 @@ def precisions(bundle: ModelBundle, backend: str) -> tuple[str, ...]:
 
 
 def open_engine(
-    bundle: ModelBundle, backend: str, precision: str = 'auto', threads: int = 0
+    bundle: ModelBundle,
+    backend: str,
+    precision: str = 'auto',
+    threads: int = 0,
+    progress: Progress | None = None,
 ) -> Engine:
     """Load a bundle on one backend. What it computes is not checked yet: see `selfcheck`.
 
@@ -234,6 +242,7 @@ def open_engine(
         backend: one of `BACKENDS`.
         precision: one of `precisions`; 'auto' is the first of them.
         threads: CPU threads; 0 lets the backend choose.
+        progress: told how builds go on that take minutes, now or for the first image of a size.
 
     Raises:
         EngineError: unknown backend or precision, not installed, or it does not load the bundle.
@@ -253,7 +262,7 @@ def open_engine(
             f'{", ".join(possible)}{why}'
         )
     engine: Engine = _module(backend).open_engine(
-        bundle, BACKENDS[backend].device, precision, threads
+        bundle, BACKENDS[backend].device, precision, threads, progress
     )
     return engine
 

@@ -8,7 +8,7 @@ from typing import Any
 import onnxruntime
 
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.inference.engine import Arrays, EngineError, Graph, GraphEngine
+from briges_ros.inference.engine import Arrays, EngineError, Graph, GraphEngine, Progress
 from briges_ros.inference.engine_cache import default_folder
 
 PROVIDERS = {
@@ -36,7 +36,9 @@ def precisions(bundle: ModelBundle, device: str) -> tuple[str, ...]:
     return ('fp16', 'fp32')
 
 
-def open_engine(bundle: ModelBundle, device: str, precision: str, threads: int) -> GraphEngine:
+def open_engine(
+    bundle: ModelBundle, device: str, precision: str, threads: int, _progress: Progress | None
+) -> GraphEngine:
     """Load the bundle's graphs; ``threads`` 0 means one for each core.
 
     Raises:

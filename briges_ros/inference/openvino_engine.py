@@ -7,7 +7,7 @@ from pathlib import Path
 import openvino
 
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.inference.engine import Arrays, EngineError, Graph, GraphEngine
+from briges_ros.inference.engine import Arrays, EngineError, Graph, GraphEngine, Progress
 
 SIZES_KEPT = 4  # compiled graphs: one for each of some cameras
 
@@ -22,7 +22,9 @@ def precisions(bundle: ModelBundle, device: str) -> tuple[str, ...]:
     )
 
 
-def open_engine(bundle: ModelBundle, device: str, precision: str, threads: int) -> GraphEngine:
+def open_engine(
+    bundle: ModelBundle, device: str, precision: str, threads: int, _progress: Progress | None
+) -> GraphEngine:
     """Load the bundle's graphs; ``threads`` 0 lets OpenVINO choose.
 
     Raises:

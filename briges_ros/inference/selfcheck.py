@@ -22,6 +22,7 @@ from briges_ros.inference.engine import (
     Engine,
     EngineError,
     ImageEngine,
+    Progress,
     open_engine,
     precisions,
 )
@@ -107,6 +108,7 @@ def open_checked_engine(
     threads: int = 0,
     image_size: tuple[int, int] | None = None,
     token_budget: int | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Engine, SelfCheck]:
     """Load a bundle on a backend that computes what it should.
 
@@ -118,6 +120,7 @@ def open_checked_engine(
         threads: CPU threads; 0 lets the backend choose.
         image_size: (width, height) of the images to come, if it is known: see `make_ready`.
         token_budget: most patches of these images; default: the bundle's.
+        progress: see `open_engine`.
 
     Returns:
         The engine, and how it compared with the bundle's reference.
@@ -135,7 +138,7 @@ def open_checked_engine(
             continue
         for candidate in candidates:
             try:
-                engine = open_engine(bundle, name, candidate, threads)
+                engine = open_engine(bundle, name, candidate, threads, progress)
             except EngineError as error:
                 reasons.append(str(error))
                 log.info('backend skipped: %s', error)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.device_memory import open_device
-from briges_ros.inference.engine import Arrays, EngineError, check_segmentation
+from briges_ros.inference.engine import Arrays, EngineError, Progress, check_segmentation
 from briges_ros.inference.engine import open_engine as open_other
 from briges_ros.inference.preprocess import prepare
 from briges_ros.inference.selfcheck import WHOLE, check, comparison
@@ -42,14 +42,14 @@ def precisions(bundle: ModelBundle, _device: str) -> tuple[str, ...]:
 
 
 def open_engine(
-    bundle: ModelBundle, _device: str, precision: str, _threads: int
+    bundle: ModelBundle, _device: str, precision: str, _threads: int, progress: Progress | None
 ) -> TensorRTBackend:
     """Load or build the plans of the self-check's size.
 
     Raises:
         EngineError: see `open_tensorrt`.
     """
-    return TensorRTBackend(bundle, precision)
+    return TensorRTBackend(bundle, precision, progress)
 
 
 class TensorRTBackend:
@@ -57,9 +57,12 @@ class TensorRTBackend:
 
     name = 'tensorrt'
 
-    def __init__(self, bundle: ModelBundle, precision: str) -> None:
+    def __init__(
+        self, bundle: ModelBundle, precision: str, progress: Progress | None = None
+    ) -> None:
         self.precision = precision
         self._bundle = bundle
+        self._progress = progress
         self._engines: dict[str, TensorRTEngine] = {}
         self._refused: dict[str, EngineError] = {}
         self._selfcheck_shapes = selfcheck_shapes(bundle)
@@ -141,7 +144,7 @@ class TensorRTBackend:
         new = engine is None
         if engine is None:
             log.info('tensorrt: plans for %s, from the cache or built, which takes minutes', key)
-            engine = opener(options=BuildOptions(self.precision))
+            engine = opener(options=BuildOptions(self.precision), progress=self._progress)
             while len(self._engines) > SIZES_KEPT:
                 self._engines.pop(next(iter(self._engines))).close()
         self._engines[key] = engine  # the last is the one that was used last

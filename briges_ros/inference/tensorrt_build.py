@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.inference.engine import EngineError
+from briges_ros.inference.engine import EngineError, Progress
 from briges_ros.inference.preprocess import input_size
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ LARGEST_MESSAGE = (1 << 31) - 1  # bytes that protobuf puts into one message
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
-Progress = Callable[[str, float], bool | None]
-"""Told what is being done and how much of it is done, in [0, 1]. False stops the build."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def build_graph(
         source: the float32 ONNX graph, or where it lies. One that is given is changed.
         shapes: of each of its inputs.
         options: how.
-        progress: see `Progress`.
+        progress: see `Progress`; told of TensorRT's phases.
         timing_cache: of an earlier build with the same library on the same GPU.
 
     Raises:
@@ -178,7 +176,7 @@ def build_graph(
             raise EngineError(f'{name}: {info.name} has no fixed size ({info.shape})')
     config = builder.create_builder_config()
     cache = _configure(library, config, options, timing_cache)
-    monitor = _progress_monitor(trt, progress or _log_progress)
+    monitor = _progress_monitor(trt, progress)
     config.progress_monitor = monitor
     logger.last_error = ''
     plan = builder.build_serialized_network(network, config)
@@ -366,41 +364,56 @@ def tensorrt_logger(trt: Any) -> Any:
     return Logger()
 
 
-def _log_progress(phase: str, done: float) -> None:
-    log.debug('TensorRT: %s: %.0f %%', phase, 100 * done)
-
-
-def _progress_monitor(trt: Any, report: Progress) -> Any:
+def _progress_monitor(trt: Any, report: Progress | None) -> Any:
     class Monitor(trt.IProgressMonitor):
-        """Reports the outermost phase: the inner ones come and go by the hundred."""
+        """Reports the outermost phase; within one of its steps, the phases inside are its parts."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.failure: BaseException | None = None
             self.stopped = False
             self._phase = ''
-            self._steps = 1
+            self._done = 0.0
+            self._parts: dict[str, _Part] = {}  # of the phases under way
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if parent_phase is None:
-                self._phase, self._steps = phase_name, max(num_steps, 1)
-                self._report(0.0)
+                self._phase, self._done = phase_name, 0.0
+                within = _Part(0.0, 1.0, 0.0)
+            else:
+                within = self._parts.get(parent_phase, _Part(self._done, 0.0, self._done))
+            step = within.step / max(num_steps, 1)
+            self._parts[phase_name] = _Part(within.done, step, within.done)
+            self._report(within.done)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            if phase_name == self._phase:
-                self._report(min((step + 1) / self._steps, 1.0))
+            part = self._parts.get(phase_name)
+            if part is not None:
+                part.done = part.start + (step + 1) * part.step
+                self._report(part.done)
             return not self.stopped
 
         def phase_finish(self, phase_name: str) -> None:
+            self._parts.pop(phase_name, None)
             if phase_name == self._phase:
                 self._report(1.0)
 
         def _report(self, done: float) -> None:
-            if self.stopped:
+            self._done = max(self._done, min(done, 1.0))  # phases may be under way side by side
+            if self.stopped or report is None:
                 return
             try:
-                self.stopped = report(self._phase, done) is False
+                self.stopped = report(self._phase, self._done) is False
             except BaseException as error:  # C++ calls us: it has to be raised once we are back
                 self.failure, self.stopped = error, True
 
     return Monitor()
+
+
+@dataclass
+class _Part:
+    """A phase as a part of the outermost: where it starts, what a step adds, how far it is."""
+
+    start: float
+    step: float
+    done: float

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,14 +28,13 @@ from numpy.typing import NDArray
 from briges_ros.depth_image import depth_from_inverse, resize_inverse_depth
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.device_memory import Device, open_device
-from briges_ros.inference.engine import Arrays, EngineError, check_segmentation
+from briges_ros.inference.engine import Arrays, EngineError, Progress, check_segmentation
 from briges_ros.inference.engine_cache import EngineCache, EngineKey
 from briges_ros.inference.preprocess import network_input, to_inverse_depth
 from briges_ros.inference.tensorrt_build import (
     CONVERSION,
     BuildOptions,
     BuiltGraph,
-    Progress,
     Shape,
     Shapes,
     TensorInfo,
@@ -47,6 +47,7 @@ from briges_ros.inference.tensorrt_build import (
 
 log = logging.getLogger('briges_ros')
 
+LOG_EVERY_S = 10.0  # while a graph is being built
 ALIGNMENT = 256  # bytes; of what cudaMalloc gives
 # Graphs before and after the network.
 INPUT, SEGMENTATION_INPUT, RELATIVE, DEPTH = 'input', 'segmentation_input', 'relative', 'depth'
@@ -189,7 +190,7 @@ def build_plans(
         options: how; ``compute_capabilities`` is set from `gpu`.
         token_budget: most patches; default: the bundle's.
         cache: of plans; default: the user's.
-        progress: see `Progress`.
+        progress: see `Progress`; told of the graphs by their names.
 
     Raises:
         EngineError: no TensorRT, a graph that it cannot parse or build, or int8 of a bundle that
@@ -239,7 +240,11 @@ def build_plans(
         def make() -> tuple[bytes, dict[str, Any]]:
             nonlocal timing
             log.info('building %s for %s %s', name, gpu.name, gpu.compute_capability)
-            built = build_graph(source(), shapes, how, progress, timing)
+            told = _Told(name, progress)
+            try:
+                built = build_graph(source(), shapes, how, told, timing)
+            finally:
+                told('', 1.0)
             timing = built.timing_cache or timing
             return built.plan, {
                 'inputs': [_listed(info) for info in built.inputs],
@@ -325,6 +330,22 @@ def _image_graphs(
     source = made('depth_graph', camera)
     graphs.append((DEPTH, source, {'relative': (height, width), 'fit': (6,)}, ''))
     return graphs
+
+
+class _Told:
+    """Passes the progress of one graph on, and logs it now and then."""
+
+    def __init__(self, graph: str, progress: Progress | None) -> None:
+        self._graph = graph
+        self._progress = progress
+        self._logged = time.monotonic()
+
+    def __call__(self, _phase: str, done: float) -> bool | None:
+        now = time.monotonic()
+        if done < 1 and now - self._logged >= LOG_EVERY_S:
+            self._logged = now
+            log.info('tensorrt: %s is built to %.0f %%', self._graph, 100 * done)
+        return None if self._progress is None else self._progress(self._graph, done)
 
 
 def _listed(info: TensorInfo) -> list[Any]:

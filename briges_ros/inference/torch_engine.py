@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.inference.engine import EngineError, GraphEngine
+from briges_ros.inference.engine import EngineError, GraphEngine, Progress
 from briges_ros.inference.half_precision import half_precision
 
 NAMES = {'cpu': 'torch', 'cuda': 'torch-cuda'}
@@ -47,7 +47,9 @@ def precisions(_bundle: ModelBundle, device: str) -> tuple[str, ...]:
     return ('fp16', 'fp32')
 
 
-def open_engine(bundle: ModelBundle, device: str, precision: str, threads: int) -> GraphEngine:
+def open_engine(
+    bundle: ModelBundle, device: str, precision: str, threads: int, _progress: Progress | None
+) -> GraphEngine:
     """Load the bundle's graphs; ``threads`` 0 lets torch choose.
 
     Raises:

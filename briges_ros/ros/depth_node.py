@@ -59,6 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
     def take_signals() -> None:
         signal.sigwait(_STOP_SIGNALS)
         stop.set()
+        node.interrupt()
         executor.create_task(lambda: None)  # wakes spin_once
         while True:
             signal.sigwait(_STOP_SIGNALS)  # already stopping

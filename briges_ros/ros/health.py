@@ -36,6 +36,7 @@ class Health:
     state: str = 'unconfigured'  # of the life cycle
     fault: str = ''  # why the last configure failed
     silence: str = ''  # what input is missing
+    build: str = ''  # how far the engine is that is being built
     model: str = ''
     engine: str = ''
     precision: str = ''
@@ -62,6 +63,9 @@ class Health:
         """Return the diagnostic level and its reason in words."""
         if self.fault:
             return DiagnosticStatus.ERROR, self.fault
+        if self.build:
+            level = DiagnosticStatus.WARN if self.state == 'active' else DiagnosticStatus.OK
+            return level, f'engine build: {self.build}'
         if self.state != 'active':
             return DiagnosticStatus.OK, self.state
         if self.silence:
@@ -96,6 +100,8 @@ def diagnostics(health: Health, node_name: str, stamp: Any) -> DiagnosticArray:
         'images malformed': counters.malformed,
         'images failed': counters.failed,
     }
+    if health.build:
+        values['engine build'] = health.build
     if scale is not None:
         values |= {
             'scale state': scale.state.name,

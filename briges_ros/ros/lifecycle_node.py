@@ -9,10 +9,12 @@ again.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -36,10 +38,15 @@ from briges_ros.ros.throttle import ThrottledLog
 from briges_ros.ros.transforms import Transforms
 
 _PATIENCE = 3.0  # s without an image before the node says so
+_DIAGNOSTICS_PERIOD = 1.0  # s
 _PROFILE_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
 
 _SUCCESS = TransitionCallbackReturn.SUCCESS
 _FAILURE = TransitionCallbackReturn.FAILURE
+
+
+class _StoppedError(BrigesError):
+    """The node is to stop. No `EngineError`: that would have the next engine tried."""
 
 
 class DepthNode(LifecycleNode):
@@ -62,15 +69,21 @@ class DepthNode(LifecycleNode):
         self._pipeline: DepthPipeline | None = None
         self._outputs: Outputs | None = None
         self._inputs: _Inputs | None = None
+        self._interrupted = False
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_service(Trigger, '~/reset_scale', self._reset_scale)
         # Steady: with simulated time a paused clock must not silence the node.
-        self.create_timer(1.0, self._tick, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(_DIAGNOSTICS_PERIOD, self._tick, clock=steady)
 
     def autostart(self) -> None:
         """Configure and activate if the parameter says so."""
         if self._node_parameters.settings().autostart and self.trigger_configure() == _SUCCESS:
             self.trigger_activate()
+
+    def interrupt(self) -> None:
+        """Stop building an engine, so that the node can be closed; callable from any thread."""
+        self._interrupted = True
 
     def close(self) -> None:
         """Free everything, whatever the state."""
@@ -83,7 +96,9 @@ class DepthNode(LifecycleNode):
 
     def on_configure(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and create the publishers."""
-        return self._attempt('configure', self._configure, self._release)
+        self._health.state, self._health.fault = 'configuring', ''
+        with self._diagnostics_meanwhile():
+            return self._attempt('configure', self._configure, self._release)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe and start the worker."""
@@ -157,6 +172,7 @@ class DepthNode(LifecycleNode):
             camera_height=settings.prior_camera_height or None,
             refinement=settings.refinement,
             image_size=settings.image_size,
+            progress=self._tell_build,
         )
         self._outputs = Outputs(self, settings.output_qos == 'reliable', self._log)
         self._node_parameters.configured = True
@@ -237,11 +253,40 @@ class DepthNode(LifecycleNode):
             self._health.silence = self._inputs.camera.silence(_PATIENCE)
             if self._health.silence:
                 self._log.warning(self._health.silence)
+        self._publish_diagnostics()
+
+    def _publish_diagnostics(self) -> None:
         self._diagnostics.publish(
             diagnostics(
                 self._health, self.get_fully_qualified_name(), self.get_clock().now().to_msg()
             )
         )
+
+    @contextlib.contextmanager
+    def _diagnostics_meanwhile(self) -> Iterator[None]:
+        """Go on publishing diagnostics while the executor's thread is busy, or does not spin yet.
+
+        Only this, and only on configure: all other callbacks keep to one thread.
+        """
+        over = threading.Event()
+
+        def publish() -> None:
+            while not over.wait(_DIAGNOSTICS_PERIOD):
+                self._publish_diagnostics()
+
+        thread = threading.Thread(target=publish, name='diagnostics', daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _tell_build(self, graph: str, done: float) -> None:
+        """Take in how far a build is; see `briges_ros.inference.engine.Progress`."""
+        self._health.build = f'{100 * done:.0f} % of {graph}' if done < 1 else ''
+        if self._interrupted:
+            raise _StoppedError(f'the node is being stopped, while it builds {graph}')
 
     def _warn_of_unknown_parameters(self) -> None:
         """Name overrides that no parameter takes: ROS ignores a misspelt one silently."""

@@ -207,8 +207,8 @@ def wrong_int8(monkeypatch):
     """OpenVINO's int8 engine mixes in a mirrored picture."""
     right = openvino_engine.open_engine
 
-    def wrong(bundle, device, precision, threads):
-        engine = right(bundle, device, precision, threads)
+    def wrong(bundle, device, precision, *others):
+        engine = right(bundle, device, precision, *others)
         if precision == INT8:
             infer = engine.infer
             engine.infer = lambda image: infer(image) + 0.5 * infer(image[..., ::-1].copy())

@@ -3,6 +3,7 @@
 import importlib
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -64,6 +65,27 @@ def test_one_gpu_alone(bundle):
         bundle.graphs['gate_decoder'], sizes, BuildOptions(compute_capabilities=('8.9',))
     )
     assert targets(graph.plan) == {b'sm89'}
+
+
+def test_phases_within_a_step_are_parts_of_it():
+    told = []
+    trt = SimpleNamespace(IProgressMonitor=type('IProgressMonitor', (), {}))
+    monitor = tensorrt_build._progress_monitor(trt, lambda *what: told.append(what))
+    monitor.phase_start('engine', None, 2)
+    monitor.step_complete('engine', 0)
+    monitor.phase_start('tactics', 'engine', 5)
+    monitor.step_complete('tactics', 0)
+    monitor.phase_start('timing', 'tactics', 2)
+    monitor.phase_start('beside it', 'tactics', 2)
+    monitor.step_complete('timing', 0)
+    monitor.step_complete('beside it', 0)
+    monitor.phase_start('of nobody', 'unknown', 2)
+    monitor.step_complete('of nobody', 0)
+    monitor.phase_finish('tactics')
+    monitor.phase_finish('engine')
+    assert {phase for phase, _ in told} == {'engine'}
+    expected = [0, 0.5, 0.5, 0.6, 0.6, 0.6, 0.65, 0.65, 0.65, 0.65, 1]
+    assert [done for _, done in told] == pytest.approx(expected)
 
 
 # Graphs that are quantised

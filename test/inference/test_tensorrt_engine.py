@@ -550,6 +550,39 @@ def test_a_bundle_that_is_not_quantised_does_not_run_in_int8(rtx, gated, cache, 
     assert {plan.key.precision for plan in plans.values()} == {'int8'}
 
 
+def test_the_progress_of_each_graph_is_told_by_its_name_and_logged(
+    gated, cache, monkeypatch, caplog
+):
+    library = SimpleNamespace(__name__='tensorrt', __version__='10.3.0')
+    told = []
+
+    def build(source, shapes, options, progress, timing):
+        assert progress('Building engine', 0.25) is None
+        if 'levels' in str(shapes) or 'image' not in shapes:
+            raise EngineError('too little memory')
+        return BuiltGraph(
+            b'plan',
+            tuple(TensorInfo(n, 'float32', s) for n, s in shapes.items()),
+            (TensorInfo('level0', 'float32', (1, 3, 3, 4)),),
+        )
+
+    monkeypatch.setattr(tensorrt_engine, 'import_tensorrt', lambda: library)
+    monkeypatch.setattr(tensorrt_engine, 'build_graph', build)
+    monkeypatch.setattr(tensorrt_engine, 'LOG_EVERY_S', 0)
+    caplog.set_level('INFO')
+    message = error_of(
+        lambda: build_plans(
+            gated, None, A2000, BuildOptions(), None, cache, lambda *what: told.append(what)
+        )
+    )
+    assert message == 'too little memory'
+    names = ('depth_encoder', 'segmentation_encoder', 'gate_decoder')
+    # The last is over, too: nothing is being built any more.
+    assert told == [(name, done) for name in names for done in (0.25, 1.0)]
+    logged = [r.message for r in caplog.records if 'is built to' in r.message]
+    assert logged == [f'tensorrt: {name} is built to 25 %' for name in names]
+
+
 def test_what_was_measured_is_kept_for_the_next_build(gated, cache, monkeypatch):
     library = SimpleNamespace(__name__='tensorrt', __version__='10.3.0')
     given = []
@@ -707,7 +740,9 @@ def opens(gated, monkeypatch):
     """Lets the backend open engines on fake devices; returns the sizes that it opened."""
     sizes, broken = [], []
 
-    def fake(bundle, camera=None, shapes=None, options=None, token_budget=None):
+    def fake(bundle, camera=None, shapes=None, options=None, token_budget=None, progress=None):
+        if progress is not None:
+            progress('depth_encoder', 0.5)
         device = FakeDevice()
         shapes = shapes or network_shapes(bundle, *camera, token_budget)
         sizes.append(shapes['depth_encoder']['image'][:1:-1])
@@ -724,7 +759,7 @@ def opens(gated, monkeypatch):
 
 
 def test_the_backend_passes_the_selfcheck_graph_by_graph(gated, opens):
-    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0)
+    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0, None)
     result = check_engine(engine, gated)
     assert {c.graph for c in result.comparisons} == {*gated.graphs, WHOLE}
     assert max(c.relative_error for c in result.comparisons) < 1e-6
@@ -732,7 +767,7 @@ def test_the_backend_passes_the_selfcheck_graph_by_graph(gated, opens):
 
 
 def test_each_size_is_opened_once_and_compared_with_float32(gated, opens, caplog):
-    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0)
+    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0, None)
     reference = open_engine(gated, 'onnxruntime', 'fp32', 1)
     caplog.set_level('INFO')
     for size in [(64, 48), (96, 48), (64, 48), (96, 48), (48, 64)]:
@@ -746,7 +781,7 @@ def test_each_size_is_opened_once_and_compared_with_float32(gated, opens, caplog
 def test_a_size_that_comes_out_wrong_is_refused_every_time(gated, opens):
     wide = prepare(picture(3, (96, 48)), gated)
     opens.broken.append(wide[0].shape[:1:-1])
-    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0)
+    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0, None)
     for _ in range(2):
         assert 'fails the self-check of pooled' in error_of(lambda: engine.infer(*wide))
     assert len(opens.sizes) == 2
@@ -754,7 +789,7 @@ def test_a_size_that_comes_out_wrong_is_refused_every_time(gated, opens):
 
 
 def test_the_backend_takes_the_segmentation_of_a_key_frame(gated, opens):
-    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0)
+    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0, None)
     reference = open_engine(gated, 'onnxruntime', 'fp32', 1)
     first, second = prepare(picture(1), gated), prepare(picture(2), gated)
     assert 'first frame' in error_of(lambda: engine.infer(first[0]), ValueError)
@@ -767,14 +802,14 @@ def test_the_backend_takes_the_segmentation_of_a_key_frame(gated, opens):
 
 
 def test_sizes_that_are_not_used_any_more_are_closed(gated, opens):
-    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0)
+    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0, None)
     for width in (96, 128, 160, 192):
         engine.infer(*prepare(picture(3, (width, 48)), gated))
     assert len(engine._engines) == tensorrt_backend.SIZES_KEPT + 1
 
 
 def test_a_pipeline_leaves_the_whole_frame_to_the_device(gated, opens):
-    ours = DepthPipeline(gated, tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0))
+    ours = DepthPipeline(gated, tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0, None))
     host = DepthPipeline(gated, open_engine(gated, 'onnxruntime', 'fp32', 1))
     for pipeline in (ours, host):
         pipeline.segmentation_every_n_frames = 2
@@ -796,7 +831,7 @@ def test_a_pipeline_leaves_the_whole_frame_to_the_device(gated, opens):
 
 
 def test_a_camera_whose_network_comes_out_wrong_is_refused(gated, opens):
-    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0)
+    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0, None)
     image = picture(0, (96, 48))
     opens.broken.append(prepare(image, gated)[0].shape[:1:-1])
     for _ in range(2):
@@ -822,6 +857,16 @@ def test_the_cameras_plans_are_there_before_its_first_image(gated, opens, monkey
         if stamp == 0:
             np.testing.assert_allclose(relative, plain(image).relative, rtol=1e-3)
     assert len(opens.sizes) == 2
+
+
+def test_builds_are_told_on_load_and_with_the_first_image(gated, opens, monkeypatch):
+    monkeypatch.setattr(tensorrt_backend, 'precisions', lambda *_: ('fp16', 'fp32'))
+    monkeypatch.setattr(ModelBundle, 'load', lambda _: gated)
+    told = []
+    pipeline = DepthPipeline.load('pooled', 'tensorrt', progress=lambda *what: told.append(what))
+    assert told == [('depth_encoder', 0.5)]
+    pipeline(picture(0, (96, 48)))
+    assert told == [('depth_encoder', 0.5)] * 2
 
 
 def test_a_precision_that_is_wrong_at_the_cameras_size_is_passed_over(gated, opens, monkeypatch):

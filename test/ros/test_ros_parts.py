@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import header, until
+from harness import Tester, header, until
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 
 from briges_ros.alignment.tracker import ScaleTracker
+from briges_ros.errors import BrigesError
+from briges_ros.pipeline import DepthPipeline
 from briges_ros.ros.frame_worker import FrameWorker
 from briges_ros.ros.health import Counters, Health, diagnostics
 from briges_ros.ros.sparse_inputs import StampedBuffer
@@ -196,3 +199,73 @@ def test_diagnostics() -> None:
     )
     health.silence = 'no image'
     assert health.summary() == (b'\1', 'no image')
+
+
+@pytest.fixture
+def depth_node(ros: None) -> Any:
+    from briges_ros.ros.lifecycle_node import DepthNode
+
+    node = DepthNode()
+    yield node
+    node.close()
+    node.destroy_node()
+
+
+def test_a_build_is_in_the_diagnostics_while_configure_works(
+    depth_node: Any, tester: Tester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody spins the node: as with autostart, and as if its one thread were busy."""
+    from diagnostic_msgs.msg import DiagnosticArray
+
+    diagnostics = tester.listen(DiagnosticArray, '/diagnostics')
+
+    def load(*_: Any, progress: Any, **__: Any) -> Any:
+        def told() -> Any:
+            progress('depth_encoder', 0.43)
+            return [m.status[0] for m in diagnostics.messages if 'build' in m.status[0].message]
+
+        status = until(told, 'a build in the diagnostics')[0]
+        values = {entry.key: entry.value for entry in status.values}
+        assert values['engine build'] == '43 % of depth_encoder'
+        assert values['life cycle'] == 'configuring'
+        assert (status.level, status.message) == (b'\0', 'engine build: 43 % of depth_encoder')
+        progress('depth_encoder', 1.0)
+        raise BrigesError('that was all')
+
+    monkeypatch.setattr(DepthPipeline, 'load', load)
+    before = threading.active_count()
+    assert depth_node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert threading.active_count() == before
+    health = depth_node._health
+    assert (health.build, health.state) == ('', 'unconfigured')
+    assert health.fault == 'configure failed: that was all'  # and no failed assertion
+    diagnostics.close()
+
+
+def test_a_build_ends_when_the_node_is_to_stop(
+    depth_node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+
+    def load(*_: Any, progress: Any, **__: Any) -> Any:
+        def build() -> bool:
+            progress('depth_encoder', 0.43)
+            begun.set()
+            return False
+
+        until(build, 'the end of a build that nobody ends')
+
+    monkeypatch.setattr(DepthPipeline, 'load', load)
+
+    def interrupt() -> None:
+        begun.wait()
+        depth_node.interrupt()
+
+    threading.Thread(target=interrupt).start()
+    assert depth_node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert 'the node is being stopped, while it builds depth_encoder' in depth_node._health.fault
+
+
+def test_a_build_that_holds_frames_up_is_a_warning() -> None:
+    health = Health(Counters(), state='active', build='43 % of depth_encoder')
+    assert health.summary() == (b'\1', 'engine build: 43 % of depth_encoder')
