@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from briges_ros.inference.engine import EngineError
+from briges_ros.inference.engine import EngineError, one_line
 
 FIRST = 0
 NO_DRIVER = (
@@ -126,6 +126,8 @@ def open_device() -> Device:
             reasons.append(str(error).splitlines()[0])
             continue
         return opener(module)
+    if any('libcuda.so' in reason for reason in reasons):  # what PyCUDA links to is the driver's
+        raise EngineError(NO_DRIVER)
     raise EngineError(
         f'neither cuda-python nor PyCUDA is installed ({"; ".join(reasons)}): '
         'pip install cuda-bindings (on JetPack 6: "cuda-bindings<13")'
@@ -259,8 +261,11 @@ class PycudaDevice:
     def __init__(self, cuda: ModuleType) -> None:
         self._cuda: Any = cuda
         self._owned = contextlib.ExitStack()
-        with self._reported():
+        try:
             cuda.init()
+        except cuda.Error as error:
+            raise EngineError(f'{NO_DRIVER} (CUDA says: {one_line(error)})') from error
+        with self._reported():
             if cuda.Device.count() < 1:
                 raise EngineError(NO_DRIVER)
             device = cuda.Device(FIRST)
@@ -348,7 +353,7 @@ class PycudaDevice:
         except self._cuda.MemoryError as error:
             raise EngineError(_too_little(size, self._cuda.mem_get_info())) from error
         except self._cuda.Error as error:
-            raise EngineError(f'CUDA failed: {" ".join(str(error).split())}') from error
+            raise EngineError(f'CUDA failed: {one_line(error)}') from error
 
 
 def _bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:

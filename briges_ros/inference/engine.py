@@ -66,6 +66,7 @@ class Engine(Protocol):
             (h', w') output, the caller's own; `ModelBundle.output` says what it means.
 
         Raises:
+            EngineError: inputs of shapes that the network does not take, or it does not run.
             ValueError: a segmentation input for a network without a gate, or none yet for one with.
         """
         ...
@@ -140,11 +141,51 @@ def check_segmentation(gated: bool, given: bool, remembered: bool) -> None:
         raise ValueError('the first frame of a network with a gate needs a segmentation input')
 
 
+def check_inputs(
+    bundle: ModelBundle,
+    image: NDArray[np.float32],
+    segmentation_image: NDArray[np.float32] | None,
+    remembered: bool,
+) -> None:
+    """Refuse what `Engine.infer` cannot run, or would run on a part of the image.
+
+    Args:
+        bundle: the model.
+        image, segmentation_image: see `Engine.infer`.
+        remembered: there is the segmentation of an earlier frame.
+
+    Raises:
+        EngineError: an input of a shape or type that the network does not take.
+        ValueError: see `check_segmentation`.
+    """
+    wanted = bundle.segmentation_input
+    check_segmentation(wanted is not None, segmentation_image is not None, remembered)
+    height, width = image.shape[2:] if image.ndim == 4 else (0, 0)
+    rows, cols = height // bundle.patch, width // bundle.patch
+    shapes = {'image': (1, 3, max(rows, 1) * bundle.patch, max(cols, 1) * bundle.patch)}
+    if wanted is not None and segmentation_image is not None:
+        shapes['segmentation_image'] = (1, 3, *wanted.pixels(cols, rows)[::-1])
+    for (name, shape), array in zip(shapes.items(), (image, segmentation_image), strict=False):
+        assert array is not None
+        if array.shape != shape or array.dtype != np.float32:
+            raise EngineError(
+                f'{bundle.name} takes no {name} of {array.shape} {array.dtype}, but float32 of '
+                f'(1, 3, h, w), multiples of {bundle.patch} for the depth encoder: '
+                'use prepare(image, bundle)'
+            )
+
+
+def one_line(error: object) -> str:
+    """What a library says, without its line breaks."""
+    return ' '.join(str(error).split())
+
+
 class GraphEngine:
     """An engine over graphs that run one after the other, as all but TensorRT's do.
 
     Args:
         name, precision: see `Engine`.
+        bundle: what it runs.
         graphs: by their names in the bundle.
         to_host: gives an array of the graphs' as a host array.
     """
@@ -153,11 +194,13 @@ class GraphEngine:
         self,
         name: str,
         precision: str,
+        bundle: ModelBundle,
         graphs: Mapping[str, Graph],
         to_host: Callable[[Any], NDArray[np.float32]] = np.asarray,
     ) -> None:
         self.name = name
         self.precision = precision
+        self._bundle = bundle
         self._graphs = graphs
         self._to_host = to_host
         self._segmentation: dict[str, Any] = {}
@@ -166,20 +209,31 @@ class GraphEngine:
         self, image: NDArray[np.float32], segmentation_image: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """See `Engine.infer`."""
-        gated, given = 'segmentation_encoder' in self._graphs, segmentation_image is not None
-        check_segmentation(gated, given, bool(self._segmentation))
-        if given:
-            self._segmentation = self._graphs['segmentation_encoder']({'image': segmentation_image})
-        features = self._graphs['depth_encoder']({'image': image})
-        (output,) = self._graphs['gate_decoder'](features | self._segmentation).values()
+        check_inputs(self._bundle, image, segmentation_image, bool(self._segmentation))
+        if segmentation_image is not None:
+            self._segmentation = self._run('segmentation_encoder', {'image': segmentation_image})
+        features = self._run('depth_encoder', {'image': image})
+        (output,) = self._run('gate_decoder', features | self._segmentation).values()
         return np.array(self._to_host(output).reshape(output.shape[-2:]), np.float32)
 
     def run_graph(self, graph: str, inputs: Arrays) -> Arrays:
         """See `Engine.run_graph`."""
         if graph == 'segmentation_encoder':
             self._segmentation = {}  # it may be that graph's own memory
-        outputs = self._graphs[graph](inputs)
+        outputs = self._run(graph, inputs)
         return {name: self._to_host(array) for name, array in outputs.items()}
+
+    def _run(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._graphs[graph](inputs)
+        except EngineError:
+            raise
+        except Exception as error:  # too little memory, mostly; the libraries share no class of it
+            sizes = ', '.join(f'{name} {tuple(array.shape)}' for name, array in inputs.items())
+            raise EngineError(
+                f'{self.name} ({self.precision}) does not run the {graph} of {self._bundle.name} '
+                f'for {sizes}: {one_line(error)}; choose a smaller token_budget, or another backend'
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ class EngineCache:
         cached = self.load(key)
         if cached is not None:
             return cached
-        self._make_folder()
+        self.make_folder()
         with self._lock(key, timeout):
             cached = self.load(key)  # another process may have built it meanwhile
             if cached is not None:
@@ -155,7 +155,7 @@ class EngineCache:
         Raises:
             EngineError: the folder cannot be used.
         """
-        self._make_folder()
+        self.make_folder()
         with self._lock(key, None):
             self._save(key, content, details)
 
@@ -174,7 +174,12 @@ class EngineCache:
             raise _UnusableError('it is corrupt (its sha256 is not the one noted)')
         return CachedEngine(content, dict(values['details']), built=False)
 
-    def _make_folder(self) -> None:
+    def make_folder(self) -> None:
+        """Make the folder, for its user alone, or see that nobody else can write into it.
+
+        Raises:
+            EngineError: it cannot be made, or others can write into it.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)

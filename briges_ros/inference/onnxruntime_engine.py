@@ -8,8 +8,8 @@ from typing import Any
 import onnxruntime
 
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.inference.engine import Arrays, EngineError, Graph, GraphEngine, Progress
-from briges_ros.inference.engine_cache import default_folder
+from briges_ros.inference.engine import Arrays, EngineError, Graph, GraphEngine, Progress, one_line
+from briges_ros.inference.engine_cache import EngineCache, default_folder
 
 PROVIDERS = {
     'cpu': 'CPUExecutionProvider',
@@ -48,7 +48,7 @@ def open_engine(
         name: _open_graph(path, device, precision, threads)
         for name, path in bundle.graphs_in(precision).items()
     }
-    return GraphEngine(NAMES[device], precision, graphs)
+    return GraphEngine(NAMES[device], precision, bundle, graphs)
 
 
 def _open_graph(path: Path, device: str, precision: str, threads: int) -> Graph:
@@ -63,7 +63,7 @@ def _open_graph(path: Path, device: str, precision: str, threads: int) -> Graph:
         settings = {'use_tf32': '0', 'cudnn_conv_algo_search': 'HEURISTIC'}
     elif device == 'tensorrt':
         folder = default_folder() / 'onnxruntime'
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        EngineCache(folder).make_folder()  # onnxruntime loads whatever is in it
         settings = {'trt_engine_cache_enable': '1', 'trt_engine_cache_path': str(folder)}
     try:
         session = onnxruntime.InferenceSession(
@@ -72,7 +72,9 @@ def _open_graph(path: Path, device: str, precision: str, threads: int) -> Graph:
             providers=[(PROVIDERS[device], settings)],
         )
     except Exception as error:  # its errors share no base class
-        raise EngineError(f'{NAMES[device]} does not load {path}: {error}') from error
+        raise EngineError(
+            f'{NAMES[device]} does not load {path}: {one_line(error)}; choose another backend'
+        ) from error
     if PROVIDERS[device] not in session.get_providers():  # it falls back to the CPU with a warning
         raise EngineError(
             f'{NAMES[device]} found no GPU that it can use, or not the CUDA libraries that it '

@@ -7,7 +7,7 @@ from pathlib import Path
 import openvino
 
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.inference.engine import Arrays, EngineError, Graph, GraphEngine, Progress
+from briges_ros.inference.engine import Arrays, EngineError, Graph, GraphEngine, Progress, one_line
 
 SIZES_KEPT = 4  # compiled graphs: one for each of some cameras
 
@@ -45,7 +45,7 @@ def open_engine(
         name: _open_graph(core, device, path, config, any_size=name == 'depth_encoder')
         for name, path in bundle.graphs_in(precision).items()
     }
-    return GraphEngine('openvino', precision, graphs)
+    return GraphEngine('openvino', precision, bundle, graphs)
 
 
 def _open_graph(
@@ -56,18 +56,14 @@ def _open_graph(
         if any_size:
             open_request = core.compile_model(model, device, config).create_infer_request()
     except RuntimeError as error:
-        raise EngineError(f'openvino does not load {path}: {error}') from error
+        raise EngineError(
+            f'openvino does not load {path}: {one_line(error)}; choose another backend'
+        ) from error
 
     def compiled(inputs: Arrays) -> openvino.InferRequest:
         fixed = model.clone()
-        try:
-            fixed.reshape({name: list(array.shape) for name, array in inputs.items()})
-            return core.compile_model(fixed, device, config).create_infer_request()
-        except RuntimeError as error:
-            sizes = ', '.join(f'{name} {array.shape}' for name, array in inputs.items())
-            raise EngineError(
-                f'openvino does not compile {path} for {sizes}: {" ".join(str(error).split())}'
-            ) from error
+        fixed.reshape({name: list(array.shape) for name, array in inputs.items()})
+        return core.compile_model(fixed, device, config).create_infer_request()
 
     requests: dict[tuple[tuple[int, ...], ...], openvino.InferRequest] = {}
 

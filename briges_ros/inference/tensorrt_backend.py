@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.device_memory import open_device
-from briges_ros.inference.engine import Arrays, EngineError, Progress, check_segmentation
+from briges_ros.inference.engine import Arrays, EngineError, Progress, check_inputs
 from briges_ros.inference.engine import open_engine as open_other
 from briges_ros.inference.preprocess import prepare
 from briges_ros.inference.selfcheck import WHOLE, check, comparison
@@ -64,7 +64,7 @@ class TensorRTBackend:
         self._bundle = bundle
         self._progress = progress
         self._engines: dict[str, TensorRTEngine] = {}
-        self._refused: dict[str, EngineError] = {}
+        self._refused: dict[str, str] = {}  # why; an exception would keep the frame alive
         self._selfcheck_shapes = selfcheck_shapes(bundle)
         self._newest, _ = self._for_inputs(self._selfcheck_shapes)
 
@@ -79,7 +79,7 @@ class TensorRTBackend:
         gated = self._bundle.segmentation_input is not None
         # The segmentation of the last frame is in the engine that computed it.
         same_size = self._newest.input_shapes['image'] == image.shape
-        check_segmentation(gated, segmentation_image is not None, same_size)
+        check_inputs(self._bundle, image, segmentation_image, same_size)
         if gated and segmentation_image is None:
             return self._newest.infer(image)
         inputs = (image,) if segmentation_image is None else (image, segmentation_image)
@@ -139,12 +139,16 @@ class TensorRTBackend:
     ) -> tuple[TensorRTEngine, bool]:
         """The engine of a size, and whether it is new."""
         if key in self._refused:
-            raise self._refused[key]
+            raise EngineError(self._refused[key])
         engine = self._engines.pop(key, None)
         new = engine is None
         if engine is None:
             log.info('tensorrt: plans for %s, from the cache or built, which takes minutes', key)
-            engine = opener(options=BuildOptions(self.precision), progress=self._progress)
+            try:
+                engine = opener(options=BuildOptions(self.precision), progress=self._progress)
+            except EngineError as error:  # else each image would start to build, for minutes
+                self._refused[key] = str(error)
+                raise
             while len(self._engines) > SIZES_KEPT:
                 self._engines.pop(next(iter(self._engines))).close()
         self._engines[key] = engine  # the last is the one that was used last
@@ -159,7 +163,8 @@ class TensorRTBackend:
             found = comparison(self, WHOLE, 'inverse_depth', output, reference)
             check(self, self._bundle, (found,))
         except EngineError as error:
-            self._refused[key] = error
+            self._refused[key] = str(error)
+            self._engines.pop(key).close()
             raise
         log.info(
             'tensorrt (%s): relative error %.2g on the first frame of %s',

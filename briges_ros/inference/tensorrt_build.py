@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.inference.engine import EngineError, Progress
+from briges_ros.inference.engine import EngineError, Progress, one_line
 from briges_ros.inference.preprocess import input_size
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ PRECISIONS = ('fp16', 'fp32', 'int8')
 CONVERSION = 1  # of what `half_precision` and `image_graphs` make; raised whenever that changes
 QUANTISED = frozenset({'QuantizeLinear', 'DequantizeLinear'})
 LEVELS = tuple(f'level{i}' for i in range(4))
+# What TensorRT says of memory that it does not get.
+ASKED_FOR = re.compile(
+    r'(?:Requested amount of GPU memory \(|Requested size was |Tactic Device request: )'
+    r'(\d+) ?(bytes|MB)'
+)
+UNITS = {'bytes': 1, 'MB': 1_000_000}
 LARGEST_MESSAGE = (1 << 31) - 1  # bytes that protobuf puts into one message
 
 Shape = tuple[int, ...]
@@ -156,7 +163,7 @@ def build_graph(
     trt = library.trt
     logger = tensorrt_logger(trt)
     name = str(source) if isinstance(source, Path) else source.graph.name
-    logger.last_error = ''
+    logger.forget()
     try:
         builder = trt.Builder(logger)
     except (RuntimeError, TypeError) as error:  # TypeError: what 10.x makes of a null pointer
@@ -178,16 +185,18 @@ def build_graph(
     cache = _configure(library, config, options, timing_cache)
     monitor = _progress_monitor(trt, progress)
     config.progress_monitor = monitor
-    logger.last_error = ''
+    logger.forget()
     plan = builder.build_serialized_network(network, config)
     if monitor.failure is not None:
         raise monitor.failure
     if plan is None:
         if monitor.stopped:
             raise EngineError(f'the build of {name} was stopped')
+        asked = f' (it asked for {logger.needed / 1e6:.0f} MB in vain)' if logger.needed else ''
+        more = '' if options.workspace is None else ' or a larger workspace'
         raise EngineError(
-            f'{library.name} cannot build {name}: {logger.last_error or "no reason given"}; '
-            "close what uses the GPU's memory, or choose a smaller token_budget or workspace"
+            f'{library.name} cannot build {name}: {logger.last_error or "no reason given"}{asked}; '
+            f"close what uses the GPU's memory, or choose a smaller token_budget{more}"
         )
     measured = b'' if cache is None else bytes(config.get_timing_cache().serialize())
     return BuiltGraph(bytes(plan), inputs, outputs, measured)
@@ -331,28 +340,30 @@ def _parser_errors(parser: Any) -> str:
         where = ''
         if error.node_name() or error.node_operator():
             where = f'{error.node_operator()} {error.node_name()}: '
-        reasons.append(where + _one_line(error.desc()))
+        reasons.append(where + one_line(error.desc()))
     return '; '.join(dict.fromkeys(reasons)) or 'it gives no reason'
-
-
-def _one_line(text: str) -> str:
-    return ' '.join(text.split())
 
 
 @functools.cache
 def tensorrt_logger(trt: Any) -> Any:
-    """TensorRT's messages in our log, the last error kept in ``last_error``.
+    """TensorRT's messages in our log; `forget` empties what it keeps of them.
 
-    A process has one: TensorRT keeps the first that it is given and ignores all others.
+    ``last_error`` is the last error, ``needed`` the most bytes of GPU memory that it asked for in
+    vain. A process has one: TensorRT keeps the first that it is given and ignores all others.
     """
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.last_error = ''
+            self.forget()
+
+        def forget(self) -> None:
+            self.last_error, self.needed = '', 0
 
         def log(self, severity: Any, message: str) -> None:
-            line = _one_line(message)
+            line = one_line(message)
+            for size, unit in ASKED_FOR.findall(line):
+                self.needed = max(self.needed, int(size) * UNITS[unit])
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.last_error = line
                 log.error('TensorRT: %s', line)

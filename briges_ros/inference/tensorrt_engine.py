@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import re
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -368,7 +369,7 @@ def load_graphs(trt: Any, plans: Mapping[str, Plan]) -> dict[str, Graph]:
         EngineError: TensorRT does not start, or there is too little memory.
     """
     logger = tensorrt_logger(trt)
-    logger.last_error = ''
+    logger.forget()
     try:
         runtime = trt.Runtime(logger)
     except (RuntimeError, TypeError) as error:  # TypeError: what 10.x makes of a null pointer
@@ -385,12 +386,19 @@ class TensorRTGraph:
     def __init__(self, trt: Any, runtime: Any, name: str, plan: BuiltGraph) -> None:
         self._name = name
         self._logger = tensorrt_logger(trt)
-        self._logger.last_error = ''
+        self._logger.forget()
         engine = runtime.deserialize_cuda_engine(plan.plan)
         if engine is None and 'driver version is insufficient' in self._reason():
             raise EngineError(
                 f'the NVIDIA driver is older than {trt.__name__} {trt.__version__} wants: update '
                 'the driver, or install an older TensorRT'
+            )
+        if engine is None and re.search('out ?of ?memory', self._reason(), re.IGNORECASE):
+            # Not stale: to build it again would take minutes, and as much memory.
+            needed = max(self._logger.needed, len(plan.plan))
+            raise EngineError(
+                f'too little GPU memory: the plan of {name} needs {needed / 1e6:.0f} MB to load '
+                f'({self._reason()}); close what uses the GPU'
             )
         if engine is None:
             raise StalePlanError(

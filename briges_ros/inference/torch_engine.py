@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.inference.engine import EngineError, GraphEngine, Progress
+from briges_ros.inference.engine import EngineError, GraphEngine, Progress, one_line
 from briges_ros.inference.half_precision import half_precision
 
 NAMES = {'cpu': 'torch', 'cuda': 'torch-cuda'}
@@ -63,7 +63,7 @@ def open_engine(
         name: _TorchGraph(path, torch.device(device), precision)
         for name, path in bundle.graphs.items()
     }
-    return GraphEngine(NAMES[device], precision, graphs, lambda x: x.float().cpu().numpy())
+    return GraphEngine(NAMES[device], precision, bundle, graphs, lambda x: x.float().cpu().numpy())
 
 
 class _TorchGraph:
@@ -75,7 +75,9 @@ class _TorchGraph:
             if precision == 'fp16':
                 model = half_precision(model)
         except Exception as error:  # of protobuf and onnx, without a common base class
-            raise EngineError(f'torch does not load {path}: {error}') from error
+            raise EngineError(
+                f'torch does not load {path}: {one_line(error)}; choose another backend'
+            ) from error
         graph = model.graph
         for node in graph.node:
             if node.op_type not in OPERATORS:

@@ -154,9 +154,10 @@ def test_a_reference_that_cannot_be_read(copy, arrays):
     path.unlink()
     np.savez(path, **dict.fromkeys(arrays, np.zeros((8, 8))))
     rewrite(copy, lambda v: v['selfcheck'].update(sha256=file_sha256(path)))
-    engine = GraphEngine('none', 'fp32', {'depth_encoder': list, 'gate_decoder': list})
+    bundle = ModelBundle.load(copy)
+    engine = GraphEngine('none', 'fp32', bundle, {'depth_encoder': list, 'gate_decoder': list})
     with pytest.raises(BundleError, match=r'selfcheck\.npz cannot be read'):
-        check_engine(engine, ModelBundle.load(copy))
+        check_engine(engine, bundle)
 
 
 def test_a_bundle_cannot_reach_outside_its_folder(copy):

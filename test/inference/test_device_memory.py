@@ -2,6 +2,7 @@
 host memory, which counts what is alive; and on a GPU, where there is one."""
 
 import ctypes
+import importlib
 import sys
 from types import SimpleNamespace
 
@@ -47,6 +48,19 @@ def test_without_a_binding_it_says_what_to_install(monkeypatch):
     for name in ('cuda.bindings.runtime', 'pycuda.driver'):
         monkeypatch.setitem(sys.modules, name, None)
     assert 'pip install cuda-bindings' in error_of(open_device)
+
+
+def test_pycuda_without_the_drivers_library_asks_for_the_driver(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'cuda.bindings.runtime', None)
+    real = importlib.import_module
+
+    def unlinked(name):
+        if name == 'pycuda.driver':
+            raise ImportError('libcuda.so.1: cannot open shared object file: No such file')
+        return real(name)
+
+    monkeypatch.setattr(importlib, 'import_module', unlinked)
+    assert 'no NVIDIA driver' in error_of(open_device)
 
 
 def test_pycuda_is_taken_where_cuda_python_is_not(monkeypatch):
@@ -369,7 +383,8 @@ def test_pycuda_says_what_is_wrong_in_one_line():
         raise cuda.Error('cuInit failed:\nno device')
 
     cuda.init = fail
-    assert 'cuInit failed: no device' in error_of(lambda: PycudaDevice(cuda))
+    message = error_of(lambda: PycudaDevice(cuda))
+    assert 'no NVIDIA driver' in message and 'cuInit failed: no device' in message
 
 
 # On a GPU

@@ -8,9 +8,16 @@ import openvino
 import pytest
 
 from briges_ros import DepthPipeline
-from briges_ros.inference import openvino_engine
+from briges_ros.inference import onnxruntime_engine, openvino_engine
 from briges_ros.inference.bundle import file_sha256
-from briges_ros.inference.engine import AUTO, BACKENDS, EngineError, open_engine, precisions
+from briges_ros.inference.engine import (
+    AUTO,
+    BACKENDS,
+    EngineError,
+    GraphEngine,
+    open_engine,
+    precisions,
+)
 from briges_ros.inference.selfcheck import (
     TOLERANCE,
     WHOLE,
@@ -137,22 +144,77 @@ def test_int8_without_int8_graphs_says_how_to_make_them(bundle):
         open_engine(replace(bundle, int8_graphs={}), 'onnxruntime', 'int8')
 
 
+def refused(run):
+    """What an engine says in one line."""
+    with pytest.raises(EngineError) as info:
+        run()
+    assert '\n' not in str(info.value)
+    return str(info.value)
+
+
 @pytest.mark.parametrize('backend', ['openvino', 'onnxruntime', 'torch'])
 def test_a_graph_that_is_not_onnx(bundle, tmp_path, backend):
     path = tmp_path / 'depth_encoder.onnx'
     path.write_bytes(b'not a graph')
-    graphs = {**bundle.graphs, 'depth_encoder': path}
-    with pytest.raises(EngineError, match='does not load'):
-        open_engine(replace(bundle, graphs=graphs), backend, 'fp32')
+    wrong = replace(bundle, graphs={**bundle.graphs, 'depth_encoder': path})
+    message = refused(lambda: open_engine(wrong, backend, 'fp32'))
+    assert f'{backend} does not load {path}' in message and 'another backend' in message
 
 
-def test_torch_names_an_operator_that_it_has_not(bundle, tmp_path):
+@pytest.mark.parametrize('backend', ['openvino', 'onnxruntime', 'torch'])
+def test_an_operator_that_a_backend_has_not_is_named(bundle, tmp_path, backend):
     model = onnx.load(str(bundle.graphs['gate_decoder']))
-    model.graph.node[3].op_type = 'GridSample'
+    node = model.graph.node[3]
+    node.op_type = 'Frobnicate'
     path = tmp_path / 'gate_decoder.onnx'
     onnx.save(model, str(path))
-    with pytest.raises(EngineError, match=f'no operator GridSample .*{model.graph.node[3].name}'):
-        open_engine(replace(bundle, graphs={**bundle.graphs, 'gate_decoder': path}), 'torch')
+    wrong = replace(bundle, graphs={**bundle.graphs, 'gate_decoder': path})
+    message = refused(lambda: open_engine(wrong, backend, 'fp32'))
+    assert 'Frobnicate' in message and 'another backend' in message
+    if backend != 'openvino':  # it names the operator only
+        assert node.name in message
+
+
+@pytest.mark.parametrize(
+    'shape',
+    [(1, 3, 50, 56), (1, 3, 56, 57), (1, 3, 0, 56), (1, 4, 56, 56), (2, 3, 56, 56), (3, 56)],
+)
+def test_an_input_of_a_wrong_size_is_refused(engine, shape):
+    """Left to themselves, backends run the part of it that is made of whole patches."""
+    message = refused(lambda: engine.infer(np.zeros(shape, np.float32)))
+    assert f'no image of {shape} float32' in message and 'multiples of 14' in message
+    assert 'prepare(image, bundle)' in message
+    refused(lambda: engine.infer(np.zeros((1, 3, 56, 56), np.float64)))
+
+
+def test_what_fails_while_it_runs_names_the_graph_and_its_sizes(engine):
+    wrong = {f'level{i}': np.zeros((1, 384, 4, 5 - i % 2), np.float32) for i in range(4)}
+    message = refused(lambda: engine.run_graph('gate_decoder', wrong))
+    assert f'{engine.name} ({engine.precision}) does not run the gate_decoder of' in message
+    assert 'level1 (1, 384, 4, 4)' in message and 'another backend' in message
+
+
+def test_plans_that_others_could_have_written_are_not_left_to_onnxruntime(
+    bundle, tmp_path, monkeypatch
+):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    folder = tmp_path / 'briges_ros' / 'engines' / 'onnxruntime'
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    message = refused(lambda: onnxruntime_engine.open_engine(bundle, 'tensorrt', 'fp32', 0, None))
+    assert 'can be written by others' in message
+
+
+def test_auto_goes_on_when_one_has_too_little_memory(bundle, monkeypatch, caplog):
+    def full(*_):
+        def run(inputs):
+            raise MemoryError('Tried to allocate\n2 GiB')
+
+        return GraphEngine('openvino', 'fp32', bundle, dict.fromkeys(bundle.graphs, run))
+
+    monkeypatch.setattr(openvino_engine, 'open_engine', full)
+    assert open_checked_engine(bundle, 'auto')[0].name == 'onnxruntime'
+    assert 'Tried to allocate 2 GiB; choose a smaller token_budget' in caplog.text
 
 
 def noisy(path, folder, share):

@@ -215,6 +215,38 @@ def test_a_gpu_that_it_does_not_know(graph_file):
     assert "'3.5'" in message and '8.6' in message
 
 
+def test_too_little_memory_for_a_build_says_how_much_was_asked_for(bundle):
+    logger = tensorrt_build.tensorrt_logger(import_tensorrt())
+
+    def as_on_a_full_gpu(phase, done):
+        for line in (
+            'Tactic Device request: 2304MB Available: 1536MB. Device memory is insufficient',
+            'Requested amount of GPU memory (8589934592 bytes) could not be allocated.',
+            'Skipping tactic 3 due to insufficient memory on requested size of 2304 detected',
+        ):
+            logger.log(logger.WARNING, line)
+
+    options = BuildOptions(workspace=1000, compute_capabilities=('8.6',))
+    for progress, words in [(as_on_a_full_gpu, '(it asked for 8590 MB in vain)'), (None, '')]:
+        message = failure(bundle.graphs['gate_decoder'], LEVELS, options, progress)
+        assert 'gate_decoder.onnx' in message and 'workspace limit' in message
+        assert ('in vain' in message) == bool(words) and words in message
+        assert message.endswith('choose a smaller token_budget or a larger workspace')
+
+
+def test_a_builder_that_does_not_start_asks_for_the_driver(graph_file, monkeypatch):
+    trt = import_tensorrt()
+
+    def none(logger):
+        logger.log(trt.ILogger.ERROR, 'CUDA initialization failure\nwith error: 35')
+        raise TypeError('pybind11::init(): factory function returned nullptr')
+
+    monkeypatch.setattr(trt, 'Builder', none)
+    message = failure(graph_file('Relu'))
+    assert 'does not start (CUDA initialization failure with error: 35)' in message
+    assert 'NVIDIA GPU' in message and 'driver' in message
+
+
 def test_a_precision_that_there_is_not():
     with pytest.raises(EngineError, match='choose fp16, fp32, int8'):
         BuildOptions('fp8')

@@ -627,6 +627,11 @@ class FakeLibrary:
         assert plan == b'plan'
         if 'engine' in self.broken:
             return None
+        if 'memory' in self.broken:
+            log = tensorrt_build.tensorrt_logger(self).log
+            log(1, 'Error Code 1: Cuda Runtime (out of memory)')
+            log(0, 'Error Code 2: OutOfMemory (Requested size was 2000000000 bytes.)')
+            return None
         tensors = {'image': (1, 3, 42, 56), 'features': (1, 8)}
         return SimpleNamespace(
             num_io_tensors=2,
@@ -677,6 +682,7 @@ def test_a_plan_is_bound_by_name_and_run_on_a_stream():
     [
         ('runtime', EngineError, 'driver'),
         ('engine', StalePlanError, 'does not load the plan of depth_encoder'),
+        ('memory', EngineError, 'the plan of depth_encoder needs 2000 MB to load'),
         ('context', EngineError, 'needs 123 MB'),
         ('address', EngineError, 'does not take image'),
         ('run', EngineError, 'does not run'),
@@ -785,7 +791,32 @@ def test_a_size_that_comes_out_wrong_is_refused_every_time(gated, opens):
     for _ in range(2):
         assert 'fails the self-check of pooled' in error_of(lambda: engine.infer(*wide))
     assert len(opens.sizes) == 2
+    assert len(engine._engines) == 1  # it holds no memory
     engine.infer(*prepare(picture(), gated))  # the other size is as good as before
+
+
+def test_a_size_that_cannot_be_built_is_tried_once(gated, opens, monkeypatch):
+    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0, None)
+    tried = []
+
+    def full(*_, **__):
+        tried.append(True)
+        raise EngineError('too little GPU memory')
+
+    monkeypatch.setattr(tensorrt_backend, 'open_tensorrt', full)
+    image = picture(3, (96, 48))
+    for _ in range(3):
+        message = error_of(lambda: engine.infer_image(image, gated.token_budget, False))
+        assert message == 'too little GPU memory'
+    assert len(tried) == 1
+
+
+def test_an_input_of_a_wrong_size_is_refused_before_anything_is_built(gated, opens):
+    engine = tensorrt_backend.open_engine(gated, 'cuda', 'fp32', 0, None)
+    image, segmentation = prepare(picture(), gated)
+    for wrong in [(image[..., 1:], segmentation), (image, segmentation[..., 1:])]:
+        assert 'use prepare(image, bundle)' in error_of(lambda wrong=wrong: engine.infer(*wrong))
+    assert len(opens.sizes) == 1
 
 
 def test_the_backend_takes_the_segmentation_of_a_key_frame(gated, opens):

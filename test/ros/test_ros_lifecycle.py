@@ -27,7 +27,9 @@ from lifecycle_msgs.msg import Transition
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 
+from briges_ros.errors import BrigesError
 from briges_ros.inference.bundle import ModelBundle
+from briges_ros.inference.engine import precisions
 from briges_ros.msg import DepthStatus
 
 Start = Callable[..., DepthNodeProcess]
@@ -120,6 +122,14 @@ def test_unknown_backend(node: DepthNodeProcess, tester: Tester, model: str) -> 
     assert tester.set('backend', 'abacus')[0]
     assert not tester.configure()
     node.logged("configure failed: unknown backend 'abacus'")
+    try:
+        precisions(ModelBundle.load(model), 'tensorrt')
+    except BrigesError as error:  # no GPU, or no TensorRT: the node says it in the same words
+        assert tester.set('backend', 'tensorrt')[0]
+        assert not tester.configure()
+        node.logged(f'configure failed: {error}')
+        assert tester.state() == 'unconfigured'
+    assert 'Traceback' not in node.log
     assert tester.set('backend', 'onnxruntime')[0]
     assert tester.configure()
     node.logged('onnxruntime')
