@@ -20,6 +20,7 @@ from briges_ros.inference.selfcheck import (
     TOLERANCE,
     WHOLE,
     SelfCheck,
+    make_ready,
     open_checked_engine,
 )
 
@@ -113,15 +114,16 @@ class BuildJob:
 
 
 def run_build(job: BuildJob) -> None:
-    """Build the TensorRT plans that the node would build with its first frames.
+    """Build the TensorRT plans that the node would build, and check them if their GPU is at hand.
 
     Raises:
-        BrigesError: a size is none, there is no TensorRT or GPU, or a graph cannot be built.
+        BrigesError: a size is none, there is no TensorRT or GPU, a graph cannot be built, or the
+            plans compute wrong numbers.
     """
     from briges_ros.inference.device_memory import open_device
     from briges_ros.inference.engine_cache import EngineCache
-    from briges_ros.inference.tensorrt_build import BuildOptions, import_tensorrt, network_shapes
-    from briges_ros.inference.tensorrt_engine import Gpu, build_plans, selfcheck_shapes
+    from briges_ros.inference.tensorrt_build import BuildOptions, import_tensorrt
+    from briges_ros.inference.tensorrt_engine import Gpu, build_plans
 
     sizes = [_image_size(size) for size in job.sizes]
     bundle = ModelBundle.load(job.model)
@@ -138,25 +140,32 @@ def run_build(job: BuildJob) -> None:
                 'only tensorrt-rtx is installed'
             )
         gpu = Gpu('', job.compute_capability)
-    wanted = {'self-check': selfcheck_shapes(bundle)}
-    wanted |= {f'{w}x{h}': network_shapes(bundle, w, h, job.token_budget) for w, h in sizes}
     table = Table('for images of', 'graph', 'MB', '', title=f'{cache.folder}')
     console = Console(stderr=True)
     with Progress(console=console) as progress:
         task = progress.add_task('', total=1.0)
-        for name, shapes in wanted.items():
+        for size in (None, *sizes):
+            name = 'self-check' if size is None else f'{size[0]}x{size[1]}'
             progress.reset(task, description=name)
 
             def report(graph: str, done: float, name: str = name) -> None:
                 progress.update(task, completed=done, description=f'{name}: {graph}')
 
-            plans = build_plans(
-                bundle, None, gpu, options, cache=cache, progress=report, shapes=shapes
-            )
+            plans = build_plans(bundle, size, gpu, options, job.token_budget, cache, report)
             for graph, plan in plans.items():
-                size = f'{len(plan.graph.plan) / 1e6:.1f}'
-                table.add_row(name, graph, size, 'built' if plan.built else 'was there')
+                megabytes = f'{len(plan.graph.plan) / 1e6:.1f}'
+                table.add_row(name, graph, megabytes, 'built' if plan.built else 'was there')
     Console().print(table)
+    if job.compute_capability is not None:
+        return  # they run elsewhere; whoever loads them checks them
+    with console.status('checking'):
+        engine, check = open_checked_engine(bundle, 'tensorrt', job.precision)
+        for size in sizes:
+            make_ready(engine, bundle, size, job.token_budget)
+    print(
+        f'{bundle.name} on tensorrt ({job.precision}): relative error {check.relative_error:.2e}, '
+        f'correlation {check.correlation:.6f}: passed, at {", ".join(["its own size", *job.sizes])}'
+    )
 
 
 def _image_size(text: str) -> tuple[int, int]:

@@ -60,13 +60,15 @@ def test_build_puts_plans_into_the_cache_and_finds_them_again(bundle, tmp_path, 
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     command = ('build', '--compute-capability', '8.6', '--size', '640x480', '--precision', 'int8')
     first, second = run(*command), run(*command)
-    assert first.count('built') == 4 and 'was there' not in first
-    assert second.count('was there') == 4
+    # Of the self-check the network, and of the camera what runs before and after it, too.
+    assert first.count('built') == 7 and 'was there' not in first
+    assert second.count('was there') == 7
     keys = [
         json.loads(path.read_text())['key']
         for path in (tmp_path / 'briges_ros' / 'engines').glob('*.json')
     ]
-    assert [key['precision'] for key in keys] == ['int8'] * 4
+    assert sorted(key['precision'] for key in keys) == ['fp32'] * 3 + ['int8'] * 4
+    assert {key['graph'] for key in keys} == {*bundle.graphs, 'input', 'relative', 'depth'}
     assert {key['compute_capability'] for key in keys} == {'8.6'}
     assert {key['bundle'] for key in keys} == {bundle.sha256}
     assert 'does not know' in refused('build', '--compute-capability', '1.0')

@@ -17,8 +17,10 @@ from fake_device import FakeDevice, FakeGraph
 from onnx import TensorProto, helper, numpy_helper
 
 from briges_ros import Anchors, DepthPipeline
+from briges_ros.cli.engines import BuildJob, run_build
 from briges_ros.depth_image import depth_from_inverse, resize_inverse_depth
 from briges_ros.inference import (
+    device_memory,
     image_graphs,
     tensorrt_backend,
     tensorrt_build,
@@ -888,6 +890,28 @@ def test_the_cameras_plans_are_there_before_its_first_image(gated, opens, monkey
         if stamp == 0:
             np.testing.assert_allclose(relative, plain(image).relative, rtol=1e-3)
     assert len(opens.sizes) == 2
+
+
+def test_what_was_built_beforehand_is_checked_at_every_size(gated, opens, monkeypatch, capsys):
+    built, library = [], SimpleNamespace(__name__='tensorrt')
+
+    def build(bundle, size, *_):
+        built.append(size)
+        return {}
+
+    monkeypatch.setattr(ModelBundle, 'load', lambda _: gated)
+    monkeypatch.setattr(device_memory, 'open_device', FakeDevice)
+    monkeypatch.setattr(tensorrt_build, 'import_tensorrt', lambda: library)
+    monkeypatch.setattr(tensorrt_engine, 'build_plans', build)
+    monkeypatch.setattr(tensorrt_backend, 'precisions', lambda *_: ('fp16', 'fp32'))
+    job = BuildJob('pooled', ['96x48', '64x48'], token_budget=10)
+    run_build(job)
+    assert built == [None, (96, 48), (64, 48)]
+    assert len(opens.sizes) == 3
+    assert 'passed, at its own size, 96x48, 64x48' in capsys.readouterr().out
+    opens.broken.append(prepare(picture(0, (64, 48)), gated, 10)[0].shape[:1:-1])
+    assert 'fails the self-check of pooled, whole network' in error_of(lambda: run_build(job))
+    run_build(replace(job, sizes=['96x48']))
 
 
 def test_builds_are_told_on_load_and_with_the_first_image(gated, opens, monkeypatch):
