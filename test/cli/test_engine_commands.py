@@ -9,7 +9,7 @@ from briges_ros.cli.main import app
 from briges_ros.errors import BrigesError
 from briges_ros.inference import tensorrt_build
 from briges_ros.inference.device_memory import open_device
-from briges_ros.inference.engine import EngineError
+from briges_ros.inference.engine import EngineError, precisions
 
 
 def run(*arguments):
@@ -39,6 +39,19 @@ def test_check_of_what_cannot_be(bundle):
     assert 'only in fp32, int8' in refused(
         'check', '--backend', 'onnxruntime', '--precision', 'fp16'
     )
+
+
+def test_models_say_what_runs_them_here(bundle):
+    output = ' '.join(run('models').split())
+    assert 'compact' in output and 'onnxruntime (fp32, int8)' in output
+    assert ('onnxruntime-cuda (' in output) == runs_on_cuda(bundle)
+
+
+def runs_on_cuda(bundle):
+    try:
+        return bool(precisions(bundle, 'onnxruntime-cuda'))
+    except EngineError:
+        return False
 
 
 def test_bench_times_what_runs_and_says_why_the_rest_does_not(bundle):
