@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from briges_ros.alignment.tracker import ScaleEstimate, ScaleState
 from briges_ros.errors import BrigesError
+from briges_ros.inference.engine import EngineError
 from briges_ros.pipeline import DepthPipeline
 from briges_ros.ros.camera_input import CameraInput, ImageMessage
 from briges_ros.ros.conversions import stamp_seconds
@@ -57,7 +58,10 @@ class FrameProcessor:
         try:
             self._process(message)
         except BrigesError as error:
-            self._health.counters.malformed += 1
+            if isinstance(error, EngineError):
+                self._health.counters.failed += 1
+            else:
+                self._health.counters.malformed += 1
             self._log.error(f"image of '{self._camera_input.topics.image}' dropped: {error}")
         except Exception as error:  # the node outlives any frame
             self._health.counters.failed += 1
