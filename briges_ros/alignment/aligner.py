@@ -12,7 +12,14 @@ import numpy.typing as npt
 
 from briges_ros.alignment.anchors import Anchors
 from briges_ros.alignment.carried import CARRIED_WEIGHT, CarriedDepth, same_scale
-from briges_ros.alignment.fit import AffineFit, FitFailure, fit_inverse_depth, sample
+from briges_ros.alignment.fit import (
+    DISTRUST,
+    AffineFit,
+    FitFailure,
+    fit_inverse_depth,
+    one_reading,
+    sample,
+)
 from briges_ros.alignment.ground import ground_prior
 from briges_ros.alignment.neighbours import fit_by_neighbours
 from briges_ros.alignment.refinement import refine
@@ -120,13 +127,16 @@ class Aligner:
             return Alignment(scale, relative, False, None)
 
         error = None
-        sources: list[tuple[Anchors, float]] = []
+        sources: list[tuple[Anchors, npt.NDArray[np.float64]]] = []
         if isinstance(fit, AffineFit) and scale.state is ScaleState.METRIC:
             assert anchors is not None
             fresh = anchors.thinned(MAX_REFINEMENT_ANCHORS)
-            sources.append((fresh, 1.0))
+            p = sample(relative, fresh.u, fresh.v)
+            weight = np.ones(len(fresh))
+            weight[one_reading(p, fresh.depth)] = DISTRUST
+            sources.append((fresh, weight))
             # At fresh anchors only: carried ones agree with the errors that they bring along.
-            inverse = scale.scale * sample(relative, fresh.u, fresh.v) + scale.shift
+            inverse = scale.scale * p + scale.shift
             height, width = relative.shape
             error = local_error(
                 *(fresh.u, fresh.v, fresh.depth, fresh.sigma),
@@ -139,7 +149,7 @@ class Aligner:
             ):
                 carried = None
         if carried is not None:
-            sources.append((carried, CARRIED_WEIGHT))
+            sources.append((carried, np.full(len(carried), CARRIED_WEIGHT)))
         if not (self.refinement and sources):
             return Alignment(scale, relative, False, error)
         return Alignment(scale, _refined(relative, scale, sources), True, error)
@@ -179,14 +189,16 @@ def _fit(
 
 
 def _refined(
-    relative: Image32, scale: ScaleEstimate, sources: list[tuple[Anchors, float]]
+    relative: Image32,
+    scale: ScaleEstimate,
+    sources: list[tuple[Anchors, npt.NDArray[np.float64]]],
 ) -> Image32:
     """Put what the anchors say of each place into the relative inverse depth."""
     u, v, depth, sigma = (
         np.concatenate([getattr(anchors, name) for anchors, _ in sources])
         for name in ('u', 'v', 'depth', 'sigma')
     )
-    weight = np.concatenate([np.full(len(anchors), weight) for anchors, weight in sources])
+    weight = np.concatenate([weight for _, weight in sources])
     refined = refine(
         *(relative, scale.scale, scale.shift, scale.model_error),
         *(u, v, depth, sigma, weight),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,12 +43,12 @@ _CONVERGED = 1e-3  # relative change of scale and shift
 # too many to choose between them.
 _ANOTHER_DEPTH = 0.4
 _GREATEST_RIVAL = 0.85
-# One reading, see `_one_reading`: within this of one depth, as a logarithm; for such shares of the
+# One reading, see `one_reading`: within this of one depth, as a logarithm; for such shares of the
 # anchors; over this much of the relief that the network sees.
 _ONE_READING = 0.02
 _ONE_READING_SHARE = (0.2, 0.7)
 _ONE_READING_RELIEF = 0.25
-_DISTRUST = 1e-3
+DISTRUST = 1e-3  # how much they count
 # What is at least needed to trust a fit, see `fit_inverse_depth`.
 _MIN_ANCHORS = 5
 _MIN_INLIERS = 5
@@ -237,7 +238,7 @@ def fit_inverse_depth(
     z = np.asarray(depth, dtype=np.float64)[usable]
     noise = np.asarray(sigma, dtype=np.float64)[usable] / z
     part = np.asarray(weight, dtype=np.float64)[usable]
-    part[_one_reading(p, z)] *= _DISTRUST
+    part[one_reading(p, z)] *= DISTRUST
     part /= part.mean()
     # Centred and scaled, so that the equations are well conditioned whatever the network's unit.
     centre, unit = float(np.median(p)), float(p.max() - p.min())
@@ -305,7 +306,9 @@ def fit_inverse_depth(
     )
 
 
-def _one_reading(p: FloatArray, z: FloatArray) -> npt.NDArray[np.intp]:
+def one_reading(
+    p: npt.NDArray[np.floating[Any]], z: npt.NDArray[np.floating[Any]]
+) -> npt.NDArray[np.intp]:
     """Find anchors that all give one depth, over things that the network sees at different depths.
 
     In a scene, hardly a tenth of the anchors are within 2 % of any one depth, unless they are on a
@@ -314,21 +317,21 @@ def _one_reading(p: FloatArray, z: FloatArray) -> npt.NDArray[np.intp]:
     nothing to say so.
 
     Args:
-        p: (N,) relative inverse depth.
+        p: (N,) relative inverse depth; NaN is not looked at.
         z: (N,) metres.
 
     Returns:
-        Their indices; none as a rule.
+        Their indices, none as a rule. They are to count `DISTRUST` times.
     """
     alike = same_depth(z)
     low, high = _ONE_READING_SHARE
     if not low * len(z) < len(alike) < high * len(z) or len(alike) < _MIN_ANCHORS:
         return alike[:0]
-    here, all_over = (np.ptp(np.quantile(x, (0.1, 0.9))) for x in (p[alike], p))
+    here, all_over = (np.ptp(np.nanquantile(x, (0.1, 0.9))) for x in (p[alike], p))
     return alike if here > _ONE_READING_RELIEF * all_over else alike[:0]
 
 
-def same_depth(z: FloatArray) -> npt.NDArray[np.intp]:
+def same_depth(z: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.intp]:
     """Find the indices of the most of z, (N,) metres, that are within 2 % of each other."""
     order = np.argsort(z)
     log_z = np.log(z[order])
