@@ -34,8 +34,8 @@ _INLIER_SPREADS = 3.0
 # Errors up to this many spreads count squared, greater ones linearly: the mean of |e| has no
 # minimum that equations could be solved for, and with few anchors squares are the better estimate.
 _SQUARED_UP_TO = 0.5
-_HYPOTHESES = 256
-_SAMPLE = 1000
+_HYPOTHESES = 128
+_SAMPLE = 640
 _MAX_ITERATIONS = 10
 _CONVERGED = 1e-3  # relative change of scale and shift
 # Lines of which the depths differ by more than this, as a logarithm, for half of the anchors, say
@@ -192,7 +192,7 @@ def fit_inverse_depth(
     """Fit scale and shift to anchors, of which some may be wrong.
 
     RANSAC over pairs of anchors (all hypotheses at once, scored by truncated squares on a sample of
-    at most 1000 anchors) finds the consensus; iteratively reweighted least squares on all anchors
+    at most 640 anchors) finds the consensus; iteratively reweighted least squares on all anchors
     settles it. An anchor agrees while its relative error |e| is below three times
     sqrt(m^2 + (sigma / z)^2), m being the error of the network: 0.1 for the search, then as
     measured on the inliers, between 0.01 and 0.2.
@@ -241,7 +241,7 @@ def fit_inverse_depth(
     part[one_reading(p, z)] *= DISTRUST
     part /= part.mean()
     # Centred and scaled, so that the equations are well conditioned whatever the network's unit.
-    centre, unit = float(np.median(p)), float(p.max() - p.min())
+    centre, unit = _median(p), float(p.max() - p.min())
     if unit <= 1e-6 * abs(centre) or unit < 1e-30:
         failure = FitFailure('the relative depth is the same at all anchors')
         return _scale_only(previous, p, z, noise, usable) or failure
@@ -278,7 +278,7 @@ def fit_inverse_depth(
         return degenerate('the anchors do not tell scale from shift: one depth fits them as well')
 
     # z' = z / (1 + e), so |z' - z| / z = |e| / (1 + e).
-    residual = float(np.median(np.abs(error[inlier]) / (1 + error[inlier])))
+    residual = _median(np.abs(error[inlier]) / (1 + error[inlier]))
     if residual > _GREATEST_RESIDUAL:
         return FitFailure(f'the relative depth is off by {residual:.0%} at half of the anchors')
 
@@ -359,7 +359,7 @@ def evidence(error: FloatArray, z: FloatArray, spread: FloatArray, count: int) -
     log_z = np.log(z)
     n = len(z)
     # As narrow as the fit sees, so that anchors all at one depth are no evidence for a fit to them.
-    width = float(np.median(spread))
+    width = _median(spread)
     low = float(log_z.min()) - 4 * width
     cells = ((log_z - low) / (width / 2)).astype(np.intp)
     kernel = np.exp(-0.5 * np.square(np.arange(-6, 7) / 2)) / (width * math.sqrt(2 * math.pi))
@@ -368,13 +368,19 @@ def evidence(error: FloatArray, z: FloatArray, spread: FloatArray, count: int) -
     others = np.maximum(density[cells] - kernel[6], 0.0)
     anywhere = (others + 1 / max(float(np.ptp(log_z)), width)) / n
     # And all about one depth, as far as they are.
-    about = log_z - float(np.median(log_z))
-    deviation = max(1.4826 * float(np.median(np.abs(about))), float(spread.min()))
+    about = log_z - _median(log_z)
+    deviation = max(1.4826 * _median(np.abs(about)), float(spread.min()))
     one_depth = _normal(about, np.full(n, deviation)) + 0.05 * anywhere
     # The density of log z is that of e, as de = (1 + e) d(log z).
     fitted = _normal(error, spread) * np.maximum(1 + error, 0)
     gain = min(_gain(fitted / chance) for chance in (anywhere, one_depth)) * count / n
     return gain - 0.5 * _PARAMETERS * math.log(count)
+
+
+def _median(x: npt.NDArray[np.floating[Any]]) -> float:
+    """The upper median: a quarter of the time of NumPy's, which has more to offer."""
+    middle = len(x) // 2
+    return float(np.partition(x, middle)[middle])
 
 
 def _normal(x: FloatArray, deviation: FloatArray) -> FloatArray:
@@ -413,7 +419,7 @@ def _scale_only(
     if not (before > 0).any():
         return None
     spread = np.hypot(noise, previous.model_error)
-    factor = 1 / float(np.median(before[before > 0]))
+    factor = 1 / _median(before[before > 0])
     for _ in range(3):
         error = factor * before - 1
         inlier = np.abs(error) < _INLIER_SPREADS * spread
@@ -434,7 +440,7 @@ def _scale_only(
         covariance=factor**2 * (previous.covariance + variance * np.outer(line, line)),
         inliers=inliers,
         outliers=len(z) - inliers,
-        residual=float(np.median(np.abs(error[inlier]) / (1 + error[inlier]))),
+        residual=_median(np.abs(error[inlier]) / (1 + error[inlier])),
         inlier_mask=mask,
         relative_range=previous.relative_range,
         model_error=previous.model_error,
@@ -495,7 +501,7 @@ def _flat(
         covariance=(covariance + covariance.T) / 2,
         inliers=inliers,
         outliers=len(z) - inliers,
-        residual=float(np.median(np.abs(error[inlier]) / (1 + error[inlier]))),
+        residual=_median(np.abs(error[inlier]) / (1 + error[inlier])),
         inlier_mask=mask,
         relative_range=(low * unit + centre, high * unit + centre),
         model_error=model,
@@ -512,7 +518,7 @@ def consensus_line(p: FloatArray, z: FloatArray, noise: FloatArray) -> tuple[flo
         z: (N,) metres.
         noise: (N,) relative standard deviation of z.
     """
-    centre, unit = float(np.median(p)), float(np.ptp(p))
+    centre, unit = _median(p), float(np.ptp(p))
     if not unit > 0:
         return None
     spread = np.hypot(noise, _MODEL_ERROR)
@@ -610,7 +616,7 @@ def _refine(
             break
         before, (s, t) = (s, t), np.linalg.solve(normal, right).tolist()
         # Standard deviation of a normal distribution from its median absolute deviation.
-        measured = 1.4826 * float(np.median(np.abs(error[inlier])))
+        measured = 1.4826 * _median(np.abs(error[inlier]))
         model2 = inliers * measured**2 + _MODEL_ERROR_WEIGHT * _MODEL_ERROR**2
         model = math.sqrt(model2 / (inliers + _MODEL_ERROR_WEIGHT))
         model = min(max(model, _MODEL_ERROR_RANGE[0]), _MODEL_ERROR_RANGE[1])

@@ -228,10 +228,10 @@ def test_reasons_for_no_fit():
     assert reason([], []).startswith('0 usable')
     assert 'the same at all anchors' in reason(np.full(200, 0.7), z)
     assert 'does not grow' in reason(-p, z)
-    assert 'one depth' in reason(rng.normal(0, 1, 200), np.exp(rng.uniform(0, 1, 200)))
-    assert 'ask for different depths' in reason(
-        rng.random(200), np.exp(rng.uniform(0, np.log(1000), 200))
-    )
+    contested = 'the anchors fall into two parts that ask for different depths'
+    near = reason(rng.normal(0, 1, 200), np.exp(rng.uniform(0, 1, 200)))
+    assert 'one depth' in near or near == contested
+    assert contested == reason(rng.random(200), np.exp(rng.uniform(0, np.log(1000), 200)))
 
 
 @pytest.mark.parametrize('depth_noise', [0.0, 0.02, 0.3])

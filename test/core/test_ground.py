@@ -78,7 +78,7 @@ def test_a_step_with_the_floor_below_it_is_no_floor():
     inverse[:, 100:] = room(0.5, gravity)[:, 100:]
     failure = ground_prior(inverse, CAMERA, 1.0, gravity)
     assert isinstance(failure, FitFailure)
-    assert 'below' in failure.reason
+    assert 'no floor in view' in failure.reason
 
 
 def test_a_camera_that_looks_up_sees_no_ground():
