@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 
 from briges_ros.errors import BrigesError
 
+_PNG_START = b'\x89PNG\r\n\x1a\n'
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b'\xff\xd8', b'\xff\xd9', b'\xff\xda'
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # whose segments hold the size
 
 
 def decode_file(path: Path, flags: int) -> NDArray[Any]:
@@ -31,32 +34,71 @@ def decode_file(path: Path, flags: int) -> NDArray[Any]:
         content = path.read_bytes()
     except OSError as error:
         raise BrigesError(f'{path}: missing or not an image (PNG, JPEG, ...)') from error
+    try:
+        return decode(content, flags)
+    except BrigesError as error:
+        raise BrigesError(f'{path}: {error}') from error
+
+
+def decode(content: bytes, flags: int) -> NDArray[Any]:
+    """The pixels of an image, as `decode_file`, of what a file holds.
+
+    Raises:
+        BrigesError: broken off, not an image, or of more pixels than OpenCV takes.
+    """
     # OpenCV refuses other formats that break off, but fills up a JPEG with grey.
     if content.startswith(_JPEG_START) and not _has_jpeg_end(content):
-        raise BrigesError(f'{path}: the JPEG breaks off before its end; copy it again')
+        raise BrigesError('the JPEG breaks off before its end; copy it again')
     pixels: NDArray[Any] | None = None
     try:
         if content:
             pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:  # more pixels than OpenCV takes
-        raise BrigesError(f'{path} cannot be read ({error.err}); give a smaller image') from error
+        raise BrigesError(f'cannot be read ({error.err}); give a smaller image') from error
     if pixels is None:
-        raise BrigesError(f'{path}: missing or not an image (PNG, JPEG, ...)')
+        raise BrigesError('missing or not an image (PNG, JPEG, ...)')
     return pixels
 
 
-def _has_jpeg_end(content: bytes) -> bool:
-    """Whether the end marker follows the pixels of a JPEG (ITU-T T.81, annex B).
+def picture_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height that the head of a JPEG or PNG claims, pixels; None of anything else.
 
-    Thumbnails in the head of a file have end markers of their own. The head's segments say how long
-    they are, so they are skipped; within the pixels the marker cannot occur.
+    A few bytes can claim gigabytes of pixels, which a decoder takes before it finds them missing.
+    """
+    if content.startswith(_PNG_START) and len(content) >= 24:
+        return int.from_bytes(content[16:20], 'big'), int.from_bytes(content[20:24], 'big')
+    if content.startswith(_JPEG_START):
+        for at in _jpeg_segments(content):
+            if content[at + 1] in _JPEG_FRAMES:
+                height, width = content[at + 5 : at + 7], content[at + 7 : at + 9]
+                return int.from_bytes(width, 'big'), int.from_bytes(height, 'big')
+    return None
+
+
+def _has_jpeg_end(content: bytes) -> bool:
+    """Whether the end marker follows the pixels of a JPEG.
+
+    Thumbnails in the head of a file have end markers of their own; within the pixels the marker
+    cannot occur.
+    """
+    return any(
+        _JPEG_END in content[at:]
+        for at in _jpeg_segments(content)
+        if content[at : at + 2] == _JPEG_SCAN
+    )
+
+
+def _jpeg_segments(content: bytes) -> Iterator[int]:
+    """Where the segments before the pixels begin, and the first of the pixels (ITU-T T.81, B).
+
+    The segments say how long they are, so what is in them is skipped.
     """
     at = len(_JPEG_START)
-    while content[at : at + 1] == _JPEG_END[:1]:
-        marker = content[at : at + 2]
-        if marker == _JPEG_SCAN:
-            return _JPEG_END in content[at:]
-        # Any number of 0xFF may come before a marker.
-        filled = marker == b'\xff\xff'
-        at += 1 if filled else 2 + int.from_bytes(content[at + 2 : at + 4], 'big')
-    return False
+    while content[at : at + 1] == _JPEG_END[:1] and at + 1 < len(content):
+        if content[at + 1] == 0xFF:  # any number of these may come before a marker
+            at += 1
+            continue
+        yield at
+        if content[at : at + 2] == _JPEG_SCAN:
+            return
+        at += 2 + int.from_bytes(content[at + 2 : at + 4], 'big')

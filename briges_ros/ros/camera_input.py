@@ -15,10 +15,9 @@ from briges_ros.camera import CameraModel
 from briges_ros.ros.conversions import (
     MessageError,
     camera_from_info,
-    compressed_to_rgb,
-    image_to_rgb,
     same_calibration,
 )
+from briges_ros.ros.image_encodings import compressed_to_rgb, image_to_rgb
 
 ImageMessage: TypeAlias = Image | CompressedImage
 

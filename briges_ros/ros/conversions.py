@@ -12,9 +12,8 @@ import array
 import sys
 from typing import Any
 
-import cv2
 import numpy as np
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from briges_ros.camera import CameraModel
@@ -24,14 +23,6 @@ from briges_ros.point_cloud import POINT_STEP
 
 _BIG_ENDIAN = sys.byteorder == 'big'
 
-# Encoding -> channels of 8 bits, OpenCV conversion to RGB (None: it is RGB).
-_COLOUR: dict[str, tuple[int, int | None]] = {
-    'rgb8': (3, None),
-    'bgr8': (3, cv2.COLOR_BGR2RGB),
-    'rgba8': (4, cv2.COLOR_RGBA2RGB),
-    'bgra8': (4, cv2.COLOR_BGRA2RGB),
-    'mono8': (1, cv2.COLOR_GRAY2RGB),
-}
 _DEPTH: dict[str, type] = {'16UC1': np.uint16, '32FC1': np.float32}
 _COORDINATE: dict[int, type] = {PointField.FLOAT32: np.float32, PointField.FLOAT64: np.float64}
 
@@ -45,48 +36,7 @@ def stamp_seconds(stamp: Any) -> float:
     return float(stamp.sec) + float(stamp.nanosec) * 1e-9
 
 
-# ---- images in ----------------------------------------------------------------------------------
-
-
-def image_to_rgb(message: Image) -> np.ndarray:
-    """Return a colour or grey image as (H, W, 3) uint8 RGB.
-
-    A view of the message's memory for unpadded rgb8, else a copy.
-
-    Raises:
-        MessageError: unknown encoding, zero size, or sizes that disagree.
-    """
-    if message.encoding not in _COLOUR:
-        raise MessageError(
-            f"encoding '{message.encoding}' is not supported: publish one of {', '.join(_COLOUR)}"
-        )
-    channels, conversion = _COLOUR[message.encoding]
-    pixels = _pixel_view(message, channels, np.dtype(np.uint8))
-    if conversion is None:
-        return np.ascontiguousarray(pixels)
-    return cv2.cvtColor(pixels if channels > 1 else pixels[..., 0], conversion)
-
-
-def compressed_to_rgb(message: CompressedImage) -> np.ndarray:
-    """Return a JPEG, PNG or other picture that OpenCV reads as (H, W, 3) uint8 RGB.
-
-    Raises:
-        MessageError: empty or undecodable data.
-    """
-    data = np.frombuffer(message.data, np.uint8)
-    if data.size == 0:
-        raise MessageError('the compressed image is empty: check the camera driver')
-    # A camera's raw image is never turned by EXIF, and its camera_info would not fit if it were.
-    try:
-        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:
-        bgr = None
-    if bgr is None:
-        raise MessageError(
-            f"{data.size} bytes of format '{message.format}' cannot be decoded: publish a complete "
-            'JPEG or PNG, or use the raw image (image_transport: raw)'
-        )
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+# ---- images in (those of a camera: image_encodings) ---------------------------------------------
 
 
 def image_to_depth(message: Image) -> np.ndarray:
@@ -100,13 +50,17 @@ def image_to_depth(message: Image) -> np.ndarray:
             f"encoding '{message.encoding}' is not a depth: publish 16UC1 (millimetres) or 32FC1 "
             '(metres)'
         )
-    values = _pixel_view(message, 1, np.dtype(_DEPTH[message.encoding]))[..., 0]
+    values = pixel_view(message, 1, np.dtype(_DEPTH[message.encoding]))[..., 0]
     native = values.astype(values.dtype.newbyteorder('='), copy=False)
     return from_millimetres(native) if message.encoding == '16UC1' else native
 
 
-def _pixel_view(message: Image, channels: int, dtype: np.dtype) -> np.ndarray:
-    """Return the pixels of an image as an (H, W, channels) view of the message's memory."""
+def pixel_view(message: Image, channels: int, dtype: np.dtype) -> np.ndarray:
+    """Return the pixels of an image as an (H, W, channels) view of the message's memory.
+
+    Raises:
+        MessageError: zero size, or sizes that disagree.
+    """
     height, width, step = message.height, message.width, message.step
     if height == 0 or width == 0:
         raise MessageError(f'the image is {width} x {height}: check the camera driver')

@@ -429,6 +429,14 @@ def image_message(
     )
 
 
+def padded(message: Image, padding: int) -> Image:
+    """The same image with so many bytes after each row."""
+    rows = np.frombuffer(message.data, np.uint8).reshape(-1, message.step)
+    message.data = np.pad(rows, ((0, 0), (0, padding)), constant_values=99).tobytes()
+    message.step += padding
+    return message
+
+
 def info_message(
     k: np.ndarray, width: int, height: int, stamp: float, d: Sequence[float] = (0.0,) * 5
 ) -> CameraInfo:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import sys
 
-import cv2
 import numpy as np
 import pytest
-from harness import cloud_fields, cloud_message, header, image_message, image_pixels, info_message
-from sensor_msgs.msg import CompressedImage, Image, PointField
+from harness import (
+    cloud_fields,
+    cloud_message,
+    header,
+    image_message,
+    image_pixels,
+    info_message,
+    padded,
+)
+from sensor_msgs.msg import Image, PointField
 
 from briges_ros.point_cloud import pack_xyzrgb
 from briges_ros.ros.conversions import (
@@ -16,9 +23,7 @@ from briges_ros.ros.conversions import (
     array_to_image,
     camera_from_info,
     cloud_to_points,
-    compressed_to_rgb,
     image_to_depth,
-    image_to_rgb,
     info_for,
     packed_to_cloud,
     same_calibration,
@@ -27,39 +32,6 @@ from briges_ros.ros.conversions import (
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 K = [[500.0, 0, 3], [0, 500, 2], [0, 0, 1]]
-
-
-def padded(message: Image, padding: int) -> Image:
-    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
-    message.data = np.pad(rows, ((0, 0), (0, padding)), constant_values=99).tobytes()
-    message.step += padding
-    return message
-
-
-def encoded(encoding: str) -> np.ndarray:
-    return {
-        'rgb8': RGB,
-        'bgr8': cv2.cvtColor(RGB, cv2.COLOR_RGB2BGR),
-        'rgba8': cv2.cvtColor(RGB, cv2.COLOR_RGB2RGBA),
-        'bgra8': cv2.cvtColor(RGB, cv2.COLOR_RGB2BGRA),
-        'mono8': RGB[..., 0],
-    }[encoding]
-
-
-@pytest.mark.parametrize('padding', [0, 5])
-@pytest.mark.parametrize('encoding', ['rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8'])
-def test_colour_encodings(encoding: str, padding: int) -> None:
-    message = padded(image_message(np.ascontiguousarray(encoded(encoding)), 1.0, encoding), padding)
-    rgb = image_to_rgb(message)
-    expected = np.repeat(RGB[..., :1], 3, 2) if encoding == 'mono8' else RGB
-    np.testing.assert_array_equal(rgb, expected)
-    assert rgb.flags.c_contiguous
-
-
-def test_rgb8_is_not_copied() -> None:
-    message = image_message(RGB, 1.0)
-    memory = np.frombuffer(message.data, np.uint8)
-    assert np.shares_memory(image_to_rgb(message), memory)
 
 
 @pytest.mark.parametrize('order', ['<', '>'])
@@ -89,40 +61,21 @@ def change(message: Image, **fields: object) -> Image:
 @pytest.mark.parametrize(
     ('fields', 'says'),
     [
-        ({'encoding': 'bayer_rggb8'}, "'bayer_rggb8' is not supported: publish one of rgb8, bgr8"),
-        ({'encoding': ''}, "encoding '' is not supported"),
-        ({'width': 0}, '0 x 5'),
-        ({'height': 0}, '7 x 0'),
-        ({'step': 20}, 'takes 21'),
-        ({'step': 22}, 'step \\* height is 110'),
+        ({'width': 0}, '0 x 2'),
+        ({'step': 5}, 'takes 6'),
         ({'data': b''}, 'data holds 0 bytes'),
-        ({'encoding': 'rgba8'}, 'takes 28'),
-        ({'height': 2**31}, 'data holds 105 bytes'),
+        ({'height': 2**31}, 'data holds 12 bytes'),
     ],
 )
-def test_bad_images_are_refused(fields: dict[str, object], says: str) -> None:
+def test_bad_depth_is_refused(fields: dict[str, object], says: str) -> None:
+    message = image_message(np.ones((2, 3), np.uint16), 1.0, '16UC1')
     with pytest.raises(MessageError, match=says):
-        image_to_rgb(change(image_message(RGB, 1.0), **fields))
+        image_to_depth(change(message, **fields))
 
 
 def test_colour_is_not_depth() -> None:
     with pytest.raises(MessageError, match='publish 16UC1'):
         image_to_depth(image_message(RGB, 1.0))
-
-
-def test_compressed() -> None:
-    png = cv2.imencode('.png', RGB[..., ::-1])[1].tobytes()
-    np.testing.assert_array_equal(compressed_to_rgb(CompressedImage(format='png', data=png)), RGB)
-    grey = cv2.imencode('.png', RGB[..., 0])[1].tobytes()
-    assert compressed_to_rgb(CompressedImage(data=grey)).shape == RGB.shape
-
-
-@pytest.mark.parametrize(
-    ('data', 'says'), [(b'', 'is empty'), (b'no picture', 'cannot be decoded')]
-)
-def test_bad_compressed_images_are_refused(data: bytes, says: str) -> None:
-    with pytest.raises(MessageError, match=says):
-        compressed_to_rgb(CompressedImage(format='jpeg', data=data))
 
 
 POINTS = np.arange(12, dtype=np.float32).reshape(4, 3)

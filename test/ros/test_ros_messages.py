@@ -71,7 +71,7 @@ def picture(rig: Rig, **fields: Any) -> Image:
 @pytest.mark.parametrize(
     ('fields', 'says'),
     [
-        ({'encoding': 'bayer_rggb8'}, "'bayer_rggb8' is not supported: publish one of rgb8"),
+        ({'encoding': 'jpeg'}, "'jpeg' is not supported: publish one of rgb8"),
         ({'step': 3}, 'step is 3 bytes, but a row of 1242 pixels of rgb8 takes 3726'),
         ({'step': 4000}, 'step * height is 1500000'),
         ({'data': b''}, 'data holds 0 bytes'),
