@@ -8,10 +8,12 @@ image of width W covers u from -0.5 to W - 0.5.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -22,10 +24,20 @@ FloatArray = npt.NDArray[np.float64]
 _CONVERGED = 1e-6
 _MAX_NEWTON_STEPS = 30
 
+# Models whose coefficients are OpenCV's k1, k2, p1, p2, k3, k4, k5, k6. The names tell how many of
+# them are usual; their number counts, as in OpenCV.
+_POLYNOMIAL = ('plumb_bob', 'rational_polynomial')
+_NUMBERS_OF_COEFFICIENTS = (0, 4, 5, 8, 12, 14)
+_FISHEYE = 'equidistant'
+
+# Off the axis, of a fisheye. What lies at 80 degrees is six times as far away as deep; beyond, a
+# depth along the optical axis says less and less, and at 90 degrees nothing.
+_WIDEST = math.radians(80.0)
+
 
 @dataclass(frozen=True, eq=False)
 class CameraModel:
-    """Intrinsics of a pinhole camera with optional Brown-Conrady ('plumb_bob') distortion.
+    """Intrinsics of a camera, with or without lens distortion.
 
     A raw image is described by `K` and `D`, a rectified one by `P` (REP 104); `rectified` says
     which of them the image at hand is. `D` and `model` are not looked at when the image is
@@ -37,10 +49,11 @@ class CameraModel:
         height: Image height in pixels.
         K: (3, 3) or flat (9,) intrinsics of the raw image, [[fx, 0, cx], [0, fy, cy], [0, 0, 1]],
             pixels.
-        D: Distortion coefficients (k1, k2, p1, p2[, k3]) in OpenCV's order, or none for an image
-            without distortion.
-        model: Distortion model as CameraInfo names it. An empty name counts as 'plumb_bob' if there
-            is no distortion, since simulated cameras often leave it out.
+        D: Distortion coefficients in OpenCV's order: (k1, k2, p1, p2[, k3[, k4, k5, k6]]) of
+            'plumb_bob' and 'rational_polynomial', (k1, k2, k3, k4) of 'equidistant'. None of the
+            former means an image without distortion.
+        model: Distortion model as CameraInfo names it. 'none' and an empty name count as
+            'plumb_bob' if there is no distortion, since simulated cameras often leave it out.
         P: (3, 4) or flat (12,) projection matrix of the rectified image, needed if `rectified`.
         rectified: True if the image was rectified, so that `P` holds for it.
 
@@ -80,20 +93,28 @@ class CameraModel:
         object.__setattr__(self, name, value)  # frozen for everyone but the constructor
 
     def _check_distortion(self) -> None:
-        if self.model == '' and not self.D.any():
+        if self.model in ('', 'none') and not self.D.any():
             self._keep('model', 'plumb_bob')
-        if self.model != 'plumb_bob':
+        if self.model not in (*_POLYNOMIAL, _FISHEYE):
+            known = ', '.join((*_POLYNOMIAL, _FISHEYE))
             raise ValueError(
-                f"distortion model '{self.model}' is not supported, only 'plumb_bob'; rectify the "
+                f"distortion model '{self.model}' is not supported, only {known}; rectify the "
                 'image (image_proc) and use the rectified topic'
             )
-        if self.D.size not in (0, 4, 5):
+        numbers = (0, 4) if self.model == _FISHEYE else _NUMBERS_OF_COEFFICIENTS
+        if self.D.size not in numbers:
             raise ValueError(
-                f"'plumb_bob' takes 0, 4 or 5 distortion coefficients (k1, k2, p1, p2, k3), got "
-                f'{self.D.size}; calibrate with this model, or rectify the image'
+                f"'{self.model}' takes {', '.join(map(str, numbers[:-1]))} or {numbers[-1]} "
+                f'distortion coefficients, got {self.D.size}; calibrate with this model, or '
+                'rectify the image'
             )
         if not np.isfinite(self.D).all():
             raise ValueError('D holds a value that is not finite; calibrate the camera again')
+        if self.D[8:].any():
+            raise ValueError(
+                'D has coefficients of a thin prism or a tilted sensor (the 9th and further), '
+                'which are not supported; calibrate with 8 coefficients, or rectify the image'
+            )
 
     @classmethod
     def from_fov(cls, width: int, height: int, horizontal_fov: float) -> CameraModel:
@@ -141,7 +162,7 @@ class CameraModel:
     @property
     def distorted(self) -> bool:
         """Whether the image at hand has lens distortion."""
-        return not self.rectified and bool(self.D.any())
+        return not self.rectified and (self.model == _FISHEYE or bool(self.D.any()))
 
     @property
     def _projection(self) -> FloatArray:
@@ -151,8 +172,8 @@ class CameraModel:
         return self.K
 
     @cached_property
-    def _lens(self) -> _PlumbBob:
-        return _PlumbBob(self.D)
+    def _lens(self) -> _Lens:
+        return _Fisheye(self.D) if self.model == _FISHEYE else _Polynomial(self.D)
 
     @cached_property
     def _rays(self) -> npt.NDArray[np.float32]:
@@ -180,7 +201,7 @@ class CameraModel:
         Returns:
             (height, width, 2) float32, read-only: x/z and y/z at each pixel centre. NaN where the
             lens model has no ray for the pixel, which happens in corners beyond its calibrated
-            field.
+            field, and for those of a fisheye that look 80 degrees and more off the axis.
         """
         return self._rays
 
@@ -194,8 +215,8 @@ class CameraModel:
 
         Returns:
             uv: (N, 2) float64 pixels. NaN for points that have no place in the image plane: not
-                finite, at or behind the camera, or so far off the axis that the distortion
-                polynomial folds back (it would put them inside the image).
+                finite, at or behind the camera, or so far off the axis that pixels have no rays
+                there (a distortion polynomial folds back, and would put them inside the image).
             in_view: (N,) bool, True where the point falls on the image.
 
         Raises:
@@ -241,29 +262,139 @@ class CameraModel:
             out[1, 2] += 0.5 * sy - 0.5
             return out
 
-        P = None if self.P is None else resized(self.P)
-        return CameraModel(width, height, resized(self.K), self.D, self.model, P, self.rectified)
+        return self._changed(width, height, resized)
+
+    def cropped(self, left: int, top: int, width: int, height: int) -> CameraModel:
+        """Give the camera of a part of the image.
+
+        Args:
+            left, top: First column and row of the part, pixels.
+            width, height: Size of the part, pixels.
+
+        Returns:
+            The camera of the part.
+        """
+
+        def moved(matrix: FloatArray) -> FloatArray:
+            out = matrix.copy()
+            out[:2, 2] -= (left, top)
+            return out
+
+        return self._changed(width, height, moved)
+
+    def _changed(
+        self, width: int, height: int, change: Callable[[FloatArray], FloatArray]
+    ) -> CameraModel:
+        P = None if self.P is None else change(self.P)
+        return CameraModel(width, height, change(self.K), self.D, self.model, P, self.rectified)
 
 
-class _PlumbBob:
-    """Brown-Conrady distortion of normalised image coordinates (x/z, y/z).
+class Undistortion:
+    """Takes the lens distortion out of the images of a camera.
 
-    x' = x (1 + k1 r^2 + k2 r^4 + k3 r^6) + 2 p1 x y + p2 (r^2 + 2 x^2), and y' likewise (OpenCV,
-    calib3d). The polynomial stands for the lens only out to where it stops growing; past that it
-    folds back.
+    The maps are made once (some 0.1 s for a VGA image); an image then costs one cv2.remap.
+
+    Args:
+        camera: Of the raw images.
+        K: (3, 3) intrinsics to be had; the images keep their size. Default: `camera.K`, which
+            leaves the middle of the image as large as it was, and cuts off what a wide lens shows
+            beyond.
+
+    Attributes:
+        camera: Of the images without distortion.
+        blind: (height, width) bool, pixels that lie outside of the raw image.
+    """
+
+    def __init__(self, camera: CameraModel, K: FloatArray | None = None) -> None:
+        self.camera = CameraModel(camera.width, camera.height, camera.K if K is None else K)
+        rays = self.camera.rays().reshape(-1, 2)
+        uv, in_view = camera.project(np.column_stack([rays, np.ones(len(rays), np.float32)]))
+        size = camera.height, camera.width
+        self.blind = ~in_view.reshape(size)
+        # Up to half a pixel beyond the outermost centres it is still their colour.
+        uv.clip(0, (camera.width - 1, camera.height - 1), out=uv)
+        uv[~in_view] = -2.0  # beyond the border, and beyond what is blended with it
+        self._x, self._y = (uv[:, i].astype(np.float32).reshape(size) for i in range(2))
+        # In fixed point, to a 32nd of a pixel: twice as fast to interpolate by.
+        self._maps = cv2.convertMaps(self._x, self._y, cv2.CV_16SC2)
+
+    def __call__(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Give the image without distortion, black where it is blind.
+
+        Args:
+            image: (height, width, 3) uint8 of the raw camera.
+
+        Returns:
+            The same shape and type.
+        """
+        return np.asarray(cv2.remap(image, *self._maps, cv2.INTER_LINEAR), np.uint8)
+
+    def depth(self, depth: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Give a depth image that is registered to the raw camera without distortion.
+
+        Args:
+            depth: (height, width) float32 metres along optical Z, which undistorting leaves as it
+                is.
+
+        Returns:
+            (height, width) float32, of each pixel the nearest value; NaN where it is blind.
+        """
+        nearest = cv2.remap(depth, self._x, self._y, cv2.INTER_NEAREST, borderValue=math.nan)
+        return np.asarray(nearest, np.float32)
+
+
+class _Lens(Protocol):
+    """Distortion of normalised image coordinates (x/z, y/z); arrays of one shape in and out."""
+
+    def distort(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """From the ray to where the lens puts it."""
+
+    def is_valid(self, x: FloatArray, y: FloatArray) -> npt.NDArray[np.bool_]:
+        """Tell whether the model holds for the ray (x, y)."""
+
+    def undistort(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Invert `distort`; NaN where no valid ray leads."""
+
+
+class _Polynomial:
+    """The distortion of OpenCV (calib3d), without thin prism and tilt.
+
+    With q = r^2,
+
+    x' = x N(q) / M(q) + 2 p1 x y + p2 (r^2 + 2 x^2), and y' likewise,
+    N = 1 + k1 q + k2 q^2 + k3 q^3, M = 1 + k4 q + k5 q^2 + k6 q^3.
+
+    Brown-Conrady ('plumb_bob') is the one whose M is 1. The radial part stands for the lens only
+    out to where it stops growing; past that it folds back.
     """
 
     def __init__(self, D: FloatArray) -> None:
-        self.k1, self.k2, self.p1, self.p2, self.k3 = (*D.tolist(), 0.0)[:5]
-        # The radial part grows while d(r')/dr = 1 + 3 k1 r^2 + 5 k2 r^4 + 7 k3 r^6 > 0. Solved for
-        # 1 / r^2, as the leading coefficient is then never close to zero.
-        roots = np.roots([1.0, 3 * self.k1, 5 * self.k2, 7 * self.k3])
-        turns = roots.real[(np.abs(roots.imag) <= 1e-9 * np.abs(roots)) & (roots.real > 0)]
+        self.k1, self.k2, self.p1, self.p2, self.k3, *rest = (*D.tolist(), *[0.0] * 8)[:8]
+        self.k4, self.k5, self.k6 = rest
+        N, M = np.array([1, self.k1, self.k2, self.k3]), np.array([1, *rest])
+        # The radial part grows while d(r')/dr = (N + 2 q N') / M - 2 q N M' / M^2 > 0.
+        odd = np.arange(1, 8, 2)  # N + 2 q N' has the coefficients 1, 3 k1, 5 k2, 7 k3
+        slope = np.convolve(odd * N, M) - np.convolve(N, (odd - 1) * M)
+        # Solved for 1 / q, as the leading coefficient is then never close to zero.
+        turns = np.concatenate([_positive_roots(slope), _positive_roots(M)])
         self.max_r2 = 1.0 / float(turns.max()) if turns.size else math.inf
 
+    def _radial(self, q: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Give N / M and its derivative by q."""
+        N = 1 + q * (self.k1 + q * (self.k2 + q * self.k3))
+        slope = self.k1 + q * (2 * self.k2 + q * 3 * self.k3)
+        if not (self.k4 or self.k5 or self.k6):
+            return N, slope
+        M = 1 + q * (self.k4 + q * (self.k5 + q * self.k6))
+        N /= M
+        slope -= N * (self.k4 + q * (2 * self.k5 + q * 3 * self.k6))
+        slope /= M
+        return N, slope
+
     def distort(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """From the ray to where the lens puts it."""
         r2 = x * x + y * y
-        radial = 1 + r2 * (self.k1 + r2 * (self.k2 + r2 * self.k3))
+        radial, _ = self._radial(r2)
         xy = 2 * x * y
         return (
             x * radial + self.p1 * xy + self.p2 * (r2 + 2 * x * x),
@@ -272,9 +403,8 @@ class _PlumbBob:
 
     def jacobian(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Give the derivatives (dx'/dx, dx'/dy = dy'/dx, dy'/dy)."""
-        r2 = x * x + y * y
-        radial = 1 + r2 * (self.k1 + r2 * (self.k2 + r2 * self.k3))
-        slope = 2 * (self.k1 + r2 * (2 * self.k2 + r2 * 3 * self.k3))
+        radial, slope = self._radial(x * x + y * y)
+        slope *= 2
         return (
             radial + slope * x * x + 2 * self.p1 * y + 6 * self.p2 * x,
             slope * x * y + 2 * self.p1 * x + 2 * self.p2 * y,
@@ -314,6 +444,63 @@ class _PlumbBob:
         x[lost] = np.nan
         y[lost] = np.nan
         return x.reshape(shape), y.reshape(shape)
+
+
+class _Fisheye:
+    """The distortion of cv::fisheye ('equidistant'; Kannala and Brandt 2006).
+
+    A ray at the angle t off the axis is put at t + k1 t^3 + k2 t^5 + k3 t^7 + k4 t^9 from the
+    middle. The model stands for the lens out to where that stops growing.
+    """
+
+    def __init__(self, D: FloatArray) -> None:
+        self.k = (*D.tolist(), *[0.0] * 4)[:4]
+        # Its derivative in t^2, solved for 1 / t^2.
+        turns = _positive_roots(np.array([1, *self.k]) * np.arange(1, 10, 2))
+        self.max_angle = min(_WIDEST, 1 / math.sqrt(turns.max()) if turns.size else math.inf)
+
+    def _place(self, t: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Give the distance from the middle and its derivative by the angle."""
+        k1, k2, k3, k4 = self.k
+        q = t * t
+        place = t * (1 + q * (k1 + q * (k2 + q * (k3 + q * k4))))
+        return place, 1 + q * (3 * k1 + q * (5 * k2 + q * (7 * k3 + q * 9 * k4)))
+
+    def distort(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """From the ray to where the lens puts it."""
+        r = np.hypot(x, y)
+        gain = self._place(np.arctan(r))[0] / np.maximum(r, 1e-12)
+        gain[r < 1e-12] = 1.0
+        return x * gain, y * gain
+
+    def is_valid(self, x: FloatArray, y: FloatArray) -> npt.NDArray[np.bool_]:
+        """Tell whether the ray (x, y) is seen."""
+        return np.asarray(np.hypot(x, y) < math.tan(self.max_angle), np.bool_)
+
+    def undistort(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Invert `distort` by Newton's method; NaN where no valid ray leads."""
+        r = np.hypot(x, y)
+        end, _ = self._place(np.array(self.max_angle))
+        found = r < end  # it grows until there
+        t = np.where(found, np.minimum(r, 0.9 * self.max_angle), 0.0)
+        for _ in range(_MAX_NEWTON_STEPS):
+            place, slope = self._place(t)
+            step = np.where(found, (place - r) / slope, 0.0)
+            t = np.clip(t - step, 0, 0.9999999 * self.max_angle)
+            if np.abs(step).max() < _CONVERGED:
+                break
+        found &= np.abs(self._place(t)[0] - r) < _CONVERGED
+        gain = np.tan(t) / np.maximum(r, 1e-12)
+        gain[r < 1e-12] = 1.0
+        gain[~found] = np.nan
+        return x * gain, y * gain
+
+
+def _positive_roots(coefficients: FloatArray) -> FloatArray:
+    """Give 1 / q of the positive roots q of a polynomial; its coefficients from that of 1 on."""
+    roots = np.roots(coefficients)
+    real = (np.abs(roots.imag) <= 1e-9 * np.abs(roots)) & (roots.real > 0)
+    return np.asarray(roots.real[real], np.float64)
 
 
 def _read_only(array: FloatArray) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,15 +12,14 @@ import numpy as np
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from briges_ros.camera import CameraModel
-from briges_ros.ros.conversions import (
-    MessageError,
-    camera_from_info,
-    same_calibration,
-)
+from briges_ros.ros.camera_view import CameraView, same_settings, view_of
+from briges_ros.ros.conversions import same_calibration
 from briges_ros.ros.image_encodings import compressed_to_rgb, image_to_rgb
+from briges_ros.ros.parameters import Settings
 
 ImageMessage: TypeAlias = Image | CompressedImage
+
+_INFO_PATIENCE = 1.0  # s from the first image on, before a given field of view stands in
 
 
 @dataclass(frozen=True)
@@ -34,24 +34,27 @@ class CameraInput:
     """Subscribes to the camera while it exists.
 
     Images go to `on_image` as they come, except that before the first camera_info the newest one
-    waits for it: the two topics arrive in any order, and the first image is not to be lost.
+    waits for it: the two topics arrive in any order, and the first image is not to be lost. It
+    waits for a second only if the user gave a field of view.
 
     Args:
         node: the rclpy node.
-        compressed: take 'image/compressed' instead of 'image'.
+        settings: returns the parameters in force.
         on_image: called with each image message, in the executor's thread.
     """
 
     def __init__(
-        self, node: Any, compressed: bool, on_image: Callable[[ImageMessage], None]
+        self, node: Any, settings: Callable[[], Settings], on_image: Callable[[ImageMessage], None]
     ) -> None:
         self._node = node
+        self._settings = settings
         self._on_image = on_image
+        compressed = settings().image_transport == 'compressed'
         self._image_type = CompressedImage if compressed else Image
         self._info: CameraInfo | None = None
         self._early: ImageMessage | None = None  # waits for the first camera_info
-        self._early_since = 0.0
-        self._camera: tuple[CameraInfo, bool, CameraModel] | None = None
+        self._first_image = math.inf  # when it came
+        self._view: tuple[CameraInfo | None, tuple[int, int], Settings, CameraView] | None = None
         self._last_image = time.monotonic()  # or when the wait began
         # As in image_transport, 'image' is the base name, and remapping it moves the compressed
         # topic along.
@@ -73,53 +76,38 @@ class CameraInput:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
 
-    @property
-    def info(self) -> CameraInfo | None:
-        """The latest camera_info, or None before the first."""
-        return self._info
-
-    def camera_of(self, image: np.ndarray, info: CameraInfo, rectified: bool) -> CameraModel:
-        """Return the camera of an image, the same object while the calibration stays the same.
+    def look(self, message: ImageMessage, settings: Settings) -> tuple[np.ndarray, CameraView]:
+        """Return an image as depth is to be computed of it, and how it is seen.
 
         Args:
-            image: (H, W, 3).
-            info: the camera_info to take.
-            rectified: the image is rectified: P instead of K and D.
+            message: the image.
+            settings: the parameters of this frame.
+
+        Returns:
+            (H, W, 3) uint8 RGB, and its view: the same object while calibration, size and
+            parameters stay the same.
 
         Raises:
-            MessageError: the camera_info cannot be used, or is not of this image.
+            MessageError: the image or the camera_info cannot be used, or do not belong together.
         """
-        try:
-            self._require_size(image, info)
-            if self._camera is not None:
-                known, known_rectified, camera = self._camera
-                if known_rectified == rectified and same_calibration(known, info):
-                    return camera
-            camera = camera_from_info(info, rectified)
-        except MessageError as error:
-            raise MessageError(f"its camera_info on '{self.topics.camera_info}': {error}") from None
-        self._camera = (info, rectified, camera)
-        return camera
+        compressed = isinstance(message, CompressedImage)
+        image = compressed_to_rgb(message) if compressed else image_to_rgb(message)
+        view = self._view_of((image.shape[1], image.shape[0]), settings)
+        return (image if view.undistortion is None else view.undistortion(image)), view
 
-    @staticmethod
-    def _require_size(image: np.ndarray, info: CameraInfo) -> None:
-        height, width = image.shape[:2]
-        if (info.width, info.height) != (width, height):
-            raise MessageError(
-                f'it describes {info.width} x {info.height} pixels, but the image has '
-                f'{width} x {height}: publish the camera_info of this image (binning and regions '
-                'of interest are not applied yet)'
-            )
-
-    def pixels(self, message: ImageMessage) -> np.ndarray:
-        """Return the image as (H, W, 3) uint8 RGB.
-
-        Raises:
-            MessageError: the image cannot be used.
-        """
-        if isinstance(message, CompressedImage):
-            return compressed_to_rgb(message)
-        return image_to_rgb(message)
+    def _view_of(self, size: tuple[int, int], settings: Settings) -> CameraView:
+        info = self._info
+        if self._view is not None:
+            known, known_size, known_settings, view = self._view
+            if (
+                (known is info or (known and info and same_calibration(known, info)))
+                and known_size == size
+                and same_settings(known_settings, settings)
+            ):
+                return view
+        view = view_of(info, self.topics.camera_info, size, settings)
+        self._view = info, size, settings, view
+        return view
 
     def silence(self, patience: float) -> str:
         """Return what is missing, in words with the mend, or '' if images and camera_info come.
@@ -133,11 +121,12 @@ class CameraInput:
             return f"no image on '{self.topics.image}' for {waited:.0f} s: " + self._cause(
                 self.topics.image, self._image_type, 'image'
             )
-        if self._early is not None and now - self._early_since > patience:
+        if self._early is not None and now - self._first_image > patience:
             return (
                 f"images arrive, but no camera_info on '{self.topics.camera_info}', and without "
                 'it there are no metres: '
                 + self._cause(self.topics.camera_info, CameraInfo, 'camera_info')
+                + "; for a camera that has none, set 'horizontal_fov'"
             )
         return ''
 
@@ -161,12 +150,17 @@ class CameraInput:
 
     def _receive_image(self, message: ImageMessage) -> None:
         self._last_image = time.monotonic()
-        if self._info is None:
-            if self._early is None:
-                self._early_since = self._last_image
-            self._early = message
-        else:
+        self._first_image = min(self._first_image, self._last_image)
+        if self._info is not None or self._does_without():
+            self._early = None
             self._on_image(message)
+        else:
+            self._early = message
+
+    def _does_without(self) -> bool:
+        """Whether the field of view that the user gave stands in for the camera_info."""
+        waited = self._last_image - self._first_image
+        return waited > _INFO_PATIENCE and self._settings().horizontal_fov > 0
 
     def _receive_info(self, message: CameraInfo) -> None:
         self._info = message

@@ -156,16 +156,23 @@ def _coordinates(message: PointCloud2) -> tuple[list[int], np.dtype]:
 # ---- camera in ----------------------------------------------------------------------------------
 
 
-def camera_from_info(message: CameraInfo, rectified: bool = False) -> CameraModel:
+def camera_from_info(
+    message: CameraInfo, rectified: bool = False, size: tuple[int, int] | None = None
+) -> CameraModel:
     """Return the camera that a CameraInfo describes.
 
     Args:
         message: the calibration; K, D and the distortion model are of the raw image, P of the
             rectified one (REP 104).
         rectified: the images are rectified: P is used instead of K and D.
+        size: width and height in pixels of the images. If they are smaller than what was
+            calibrated, the region of interest and the binning of the message must explain it. If
+            they are not, these are not looked at: drivers set them for the sensor, too, where the
+            calibration is of the images. Default: of what was calibrated.
 
     Raises:
-        MessageError: zero size, a K (or P) that is zero or not finite, an unknown model.
+        MessageError: zero size, a K (or P) that is zero or not finite, an unknown model, or images
+            of another size.
     """
     p = np.asarray(message.p, np.float64).reshape(3, 4)
     if rectified and not p.any():
@@ -174,7 +181,7 @@ def camera_from_info(message: CameraInfo, rectified: bool = False) -> CameraMode
             'or set image_is_rectified: false'
         )
     try:
-        return CameraModel(
+        camera = CameraModel(
             width=int(message.width),
             height=int(message.height),
             K=np.asarray(message.k, np.float64).reshape(3, 3),
@@ -185,17 +192,66 @@ def camera_from_info(message: CameraInfo, rectified: bool = False) -> CameraMode
         )
     except ValueError as error:
         raise MessageError(str(error)) from error
+    if size in (None, (camera.width, camera.height)):
+        return camera
+    return _part(camera, message, *size)
+
+
+def _part(camera: CameraModel, message: CameraInfo, width: int, height: int) -> CameraModel:
+    """Return the camera of the region of interest, binned, which must have this size."""
+    roi = message.roi
+    # 0 stands for 1, and for the whole sensor.
+    across, down = max(1, message.binning_x), max(1, message.binning_y)
+    wide, tall = roi.width or camera.width, roi.height or camera.height
+    fits = (
+        roi.x_offset + wide <= camera.width
+        and roi.y_offset + tall <= camera.height
+        and width in (wide // across, -(-wide // across))
+        and height in (tall // down, -(-tall // down))
+    )
+    if not fits:
+        part = ''
+        if (wide // across, tall // down) != (camera.width, camera.height):
+            part = f' (of which its region and binning leave {wide // across} x {tall // down})'
+        raise MessageError(
+            f'it describes {camera.width} x {camera.height} pixels{part}, but the image has '
+            f'{width} x {height}: publish the camera_info of this image'
+        )
+    # A binned pixel is the mean of a block, so its centre is that of the block, and edges of the
+    # image stay edges. (image_geometry takes the centre of its first pixel.)
+    part_of_sensor = camera.cropped(roi.x_offset, roi.y_offset, width * across, height * down)
+    return part_of_sensor.scaled(width, height)
 
 
 def same_calibration(first: CameraInfo, second: CameraInfo) -> bool:
     """Tell whether two CameraInfo describe the same camera, whatever their headers."""
-    return (
-        first.width == second.width
-        and first.height == second.height
-        and first.distortion_model == second.distortion_model
-        and np.array_equal(first.k, second.k)
-        and np.array_equal(first.p, second.p)
-        and np.array_equal(first.d, second.d)
+    plain = ('width', 'height', 'distortion_model', 'binning_x', 'binning_y', 'roi')
+    return all(getattr(first, name) == getattr(second, name) for name in plain) and all(
+        np.array_equal(getattr(first, name), getattr(second, name)) for name in 'kprd'
+    )
+
+
+def info_of(camera: CameraModel, source: CameraInfo | None = None) -> CameraInfo:
+    """Return the CameraInfo of images of a camera, with an empty header.
+
+    Region and binning are resolved, as not every consumer looks at them. Rectified images have
+    their P for K and no distortion, so that it does not matter which of them a consumer takes.
+
+    Args:
+        camera: the camera.
+        source: where it came from; a raw image keeps the R of it.
+    """
+    k = camera.P[:, :3] if camera.rectified and camera.P is not None else camera.K
+    p = np.column_stack([k, np.zeros(3)]) if camera.P is None else camera.P
+    r = np.eye(3).ravel() if source is None or camera.rectified else source.r
+    return CameraInfo(
+        height=camera.height,
+        width=camera.width,
+        distortion_model=camera.model if camera.distorted else 'plumb_bob',
+        d=camera.D.tolist() if camera.distorted else [0.0] * 5,
+        k=k.ravel(),
+        r=r,
+        p=p.ravel(),
     )
 
 

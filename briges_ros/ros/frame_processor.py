@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable
 
+import numpy as np
+
+from briges_ros.alignment.anchors import Anchors
 from briges_ros.alignment.tracker import ScaleEstimate, ScaleState
 from briges_ros.errors import BrigesError
 from briges_ros.inference.engine import EngineError
@@ -81,24 +85,26 @@ class FrameProcessor:
             counters.unwanted += 1
             return
         settings = self._settings()
-        info = self._camera_input.info
-        assert info is not None  # images wait for it
-        image = self._camera_input.pixels(message)
-        camera = self._camera_input.camera_of(image, info, settings.image_is_rectified)
+        image, view = self._camera_input.look(message, settings)
+        self._tell_camera(view.note)
         context = FrameContext(
             stamp=stamp_seconds(message.header.stamp),
             frame_id=message.header.frame_id,
-            camera=camera,
+            camera=view.camera,
             settings=settings,
+            undistortion=view.undistortion,
         )
         apply_settings(self._pipeline, settings)
         decoded = time.monotonic()
         frame = self._pipeline(
             image,
-            camera=camera,
-            anchors=lambda: self._sparse_inputs.anchors(context),
+            camera=view.camera,
+            anchors=lambda: visible(self._sparse_inputs.anchors(context), view.blind),
             stamp=context.stamp,
         )
+        if view.blind is not None:
+            for values in (frame.relative, frame.depth):
+                np.copyto(values, np.float32(math.nan), where=view.blind)
         counters.processed += 1
         self._health.scale = frame.scale
         self._health.sparse = self._sparse_inputs.note
@@ -107,7 +113,7 @@ class FrameProcessor:
             frame,
             Source(
                 header=message.header,
-                info=info,
+                info=view.info,
                 started=started,
                 decode_ms=(decoded - started) * 1e3,
             ),
@@ -115,6 +121,12 @@ class FrameProcessor:
             wanted,
             self._health,
         )
+
+    def _tell_camera(self, note: str) -> None:
+        """Log what is assumed of the camera, once."""
+        if note and note != self._health.camera:
+            self._log.warning(note)
+        self._health.camera = note
 
     def _tell_state(self, scale: ScaleEstimate) -> None:
         """Log when the scale becomes known, and when it is lost."""
@@ -124,6 +136,18 @@ class FrameProcessor:
             self._log.info(f'scale METRIC, depth is in metres: {scale.reason}')
         else:
             self._log.warning(f'scale {scale.state.name}: {self._health.scale_reason()}')
+
+
+def visible(anchors: Anchors | None, blind: np.ndarray | None) -> Anchors | None:
+    """Return the anchors without those of blind pixels, whose relative depth is of nothing."""
+    if anchors is None or blind is None:
+        return anchors
+    columns = np.rint(anchors.u).astype(np.intp).clip(0, blind.shape[1] - 1)
+    rows = np.rint(anchors.v).astype(np.intp).clip(0, blind.shape[0] - 1)
+    seen = ~blind[rows, columns]
+    return Anchors(
+        anchors.u[seen], anchors.v[seen], anchors.depth[seen], anchors.sigma[seen], anchors.size
+    )
 
 
 def apply_settings(pipeline: DepthPipeline, settings: Settings) -> None:

@@ -42,6 +42,7 @@ class Health:
     precision: str = ''
     scale: ScaleEstimate | None = None  # of the last frame
     sparse: str = ''  # why the last frame had no sparse measurements
+    camera: str = ''  # what is assumed of the camera
     total_ms: float = 0.0
     _counted: tuple[float, int] = (0.0, 0)  # when the rate was last taken, frames processed then
 
@@ -55,9 +56,10 @@ class Health:
         """Return why the scale of the last frame is what it is; empty before the first."""
         if self.scale is None:
             return ''
-        if self.scale.state is ScaleState.METRIC:
-            return self.scale.reason
-        return f'{self.scale.reason} ({self.sparse})' if self.sparse else self.scale.reason
+        reason = self.scale.reason
+        if self.scale.state is not ScaleState.METRIC and self.sparse:
+            reason = f'{reason} ({self.sparse})'
+        return f'{reason}; {self.camera}' if self.camera else reason
 
     def summary(self) -> tuple[bytes, str]:
         """Return the diagnostic level and its reason in words."""
@@ -73,6 +75,8 @@ class Health:
         if self.scale is None:
             return DiagnosticStatus.OK, 'no frame yet'
         if self.scale.state is ScaleState.METRIC:
+            if self.camera:
+                return DiagnosticStatus.WARN, f'metric, but {self.camera}'
             return DiagnosticStatus.OK, 'metric'
         return DiagnosticStatus.WARN, f'{self.scale.state.name}: {self.scale_reason()}'
 

@@ -322,7 +322,7 @@ class _Inputs:
         self._health = health
         self.transforms = Transforms(node)
         self.sparse = SparseInputs(node, self.transforms, log)
-        self.camera = CameraInput(node, settings().image_transport == 'compressed', self._receive)
+        self.camera = CameraInput(node, settings, self._receive)
         self.process = FrameProcessor(
             pipeline, self.camera, self.sparse, outputs, settings, health, log
         )

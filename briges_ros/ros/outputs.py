@@ -53,7 +53,7 @@ class Source:
     """What a frame was made of, and when."""
 
     header: Header  # of the image
-    info: CameraInfo
+    info: CameraInfo  # of what is published
     started: float  # s, time.monotonic() when the image was taken up
     decode_ms: float  # from message to RGB
 

@@ -167,6 +167,23 @@ PARAMETERS: tuple[Parameter, ...] = (
         Change.NEXT_FRAME,
     ),
     Parameter(
+        'undistort',
+        False,
+        'Take the lens distortion out of the images: depth, cloud and camera_info are of a camera '
+        'without it. Otherwise they have the geometry of the images.',
+        Change.NEXT_FRAME,
+    ),
+    Parameter(
+        'horizontal_fov',
+        0.0,
+        'Angle between the left and the right edge of the image, for a camera whose camera_info is '
+        'missing or not calibrated. 0: not known, so that images wait for camera_info.',
+        Change.NEXT_FRAME,
+        unit='degrees',
+        low=0.0,
+        high=170.0,
+    ),
+    Parameter(
         'depth.encoding',
         '32FC1',
         'Encoding of depth/image: 32FC1 (metres; NaN unknown, +inf beyond range) or 16UC1 '
@@ -292,6 +309,8 @@ class Settings:
     image_width: int
     image_height: int
     image_is_rectified: bool
+    undistort: bool
+    horizontal_fov: float
     depth_encoding: str
     depth_min_range: float
     depth_max_range: float

@@ -14,7 +14,7 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from briges_ros.alignment.anchors import Anchors
-from briges_ros.camera import CameraModel
+from briges_ros.camera import CameraModel, Undistortion
 from briges_ros.errors import BrigesError
 from briges_ros.point_cloud import organised_points
 from briges_ros.ros.conversions import (
@@ -73,6 +73,7 @@ class FrameContext:
     frame_id: str  # optical frame, of the image
     camera: CameraModel
     settings: Settings
+    undistortion: Undistortion | None = None  # what the image went through
 
 
 class SparseInputs:
@@ -182,6 +183,8 @@ class SparseInputs:
         if message.header.frame_id == context.frame_id and (
             (width, height) == (camera.width, camera.height)
         ):
+            if context.undistortion is not None:
+                depth = context.undistortion.depth(depth)
             return Anchors.from_depth(depth)
         # Another camera: its pixels become points, and those are seen from ours.
         info = self._depth_info

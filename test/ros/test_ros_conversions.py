@@ -15,7 +15,10 @@ from harness import (
     info_message,
     padded,
 )
-from sensor_msgs.msg import Image, PointField
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sensor_msgs.msg import CameraInfo, Image, PointField, RegionOfInterest
+from std_msgs.msg import Header
 
 from briges_ros.point_cloud import pack_xyzrgb
 from briges_ros.ros.conversions import (
@@ -25,6 +28,7 @@ from briges_ros.ros.conversions import (
     cloud_to_points,
     image_to_depth,
     info_for,
+    info_of,
     packed_to_cloud,
     same_calibration,
     stamp_seconds,
@@ -32,6 +36,8 @@ from briges_ros.ros.conversions import (
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 K = [[500.0, 0, 3], [0, 500, 2], [0, 0, 1]]
+K_FLAT = [500.0, 0, 3, 0, 500, 2, 0, 0, 1]
+P_FLAT = [500.0, 0, 3, 0, 0, 500, 2, 0, 0, 0, 1, 0]
 
 
 @pytest.mark.parametrize('order', ['<', '>'])
@@ -198,11 +204,140 @@ def test_bad_cameras_are_refused(fields: dict[str, object], rectified: bool, say
         camera_from_info(message, rectified)
 
 
+def part_info(binning: tuple[int, int], roi: tuple[int, int, int, int]) -> CameraInfo:
+    """Of a sensor of 640 x 480 pixels."""
+    message = info_message(np.array([[500.0, 0, 311], [0, 490, 237], [0, 0, 1]]), 640, 480, 1.0)
+    message.binning_x, message.binning_y = binning
+    names = ('x_offset', 'y_offset', 'width', 'height')
+    message.roi = RegionOfInterest(**dict(zip(names, roi, strict=True)))
+    return message
+
+
+@pytest.mark.parametrize('rectified', [False, True])
+@pytest.mark.parametrize(
+    ('binning', 'roi', 'size'),
+    [
+        ((0, 0), (0, 0, 0, 0), (640, 480)),
+        ((2, 2), (0, 0, 0, 0), (320, 240)),
+        ((1, 4), (0, 0, 640, 480), (640, 120)),
+        ((0, 0), (100, 60, 300, 200), (300, 200)),
+        ((2, 1), (100, 60, 301, 200), (150, 200)),
+        ((2, 1), (100, 60, 301, 200), (151, 200)),  # rounded up
+    ],
+)
+def test_binning_and_region_of_interest(
+    binning: tuple[int, int], roi: tuple[int, int, int, int], size: tuple[int, int], rectified: bool
+) -> None:
+    camera = camera_from_info(part_info(binning, roi), rectified, size)
+    assert (camera.width, camera.height) == size
+    point = np.array([[0.1, -0.2, 1.3]])
+    (u, v) = camera_from_info(part_info((0, 0), (0, 0, 0, 0)), rectified).project(point)[0][0]
+    # A pixel of the image is a block of the sensor's, from the region's corner on.
+    step = max(1, binning[0]), max(1, binning[1])
+    expected = (u + 0.5 - roi[0]) / step[0] - 0.5, (v + 0.5 - roi[1]) / step[1] - 0.5
+    np.testing.assert_allclose(camera.project(point)[0][0], expected)
+
+
+def test_what_is_said_of_the_sensor_does_not_change_a_calibration_of_the_images() -> None:
+    message = part_info((2, 2), (0, 0, 0, 0))
+    assert camera_from_info(message, size=(640, 480)).fx == 500.0
+
+
+@pytest.mark.parametrize(
+    ('binning', 'roi', 'says'),
+    [
+        ((0, 0), (0, 0, 0, 0), 'describes 640 x 480 pixels, but the image has 200 x 100'),
+        ((2, 2), (0, 0, 0, 0), 'its region and binning leave 320 x 240.*, but the image has 200'),
+        ((0, 0), (0, 0, 200, 101), 'leave 200 x 101.*, but'),
+        ((0, 0), (500, 0, 200, 100), 'publish the camera_info of this image'),  # not on the sensor
+        ((0, 0), (2**32 - 1, 0, 200, 100), 'publish the camera_info of this image'),
+        ((2**32 - 1, 1), (0, 0, 0, 0), 'leave 0 x 480'),
+    ],
+)
+def test_images_of_another_size_are_refused(
+    binning: tuple[int, int], roi: tuple[int, int, int, int], says: str
+) -> None:
+    with pytest.raises(MessageError, match=says):
+        camera_from_info(part_info(binning, roi), size=(200, 100))
+
+
+@pytest.mark.parametrize(
+    ('model', 'd'),
+    [('plumb_bob', [-0.2, 0.1, 0, 0, 0]), ('rational_polynomial', [0.1] * 8), ('equidistant', [])],
+)
+def test_distortion_models(model: str, d: list[float]) -> None:
+    message = change(info_message(np.array(K), 7, 5, 1.0), distortion_model=model, d=d)
+    camera = camera_from_info(message)
+    assert (camera.model, camera.D.tolist(), camera.distorted) == (model, d, True)
+    assert info_of(camera, message) == change(message, header=Header())
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    numbers=st.lists(st.floats(), min_size=21, max_size=21),
+    sane=st.booleans(),
+    d=st.lists(st.floats(), max_size=15),
+    model=st.sampled_from(['plumb_bob', 'rational_polynomial', 'equidistant', 'none', '', 'x']),
+    whole=st.lists(st.sampled_from([0, 1, 2, 7, 640, 2**32 - 1]), min_size=8, max_size=8),
+    rectified=st.booleans(),
+    size=st.none() | st.tuples(st.integers(1, 700), st.integers(1, 700)),
+)
+def test_any_camera_info(
+    numbers: list[float],
+    sane: bool,
+    d: list[float],
+    model: str,
+    whole: list[int],
+    rectified: bool,
+    size: tuple[int, int] | None,
+) -> None:
+    message = CameraInfo(width=whole[0], height=whole[1], distortion_model=model, d=d)
+    message.k, message.p = (K_FLAT, P_FLAT) if sane else (numbers[:9], numbers[9:])
+    message.binning_x, message.binning_y = whole[2:4]
+    message.roi = RegionOfInterest(
+        x_offset=whole[4], y_offset=whole[5], width=whole[6], height=whole[7]
+    )
+    try:
+        camera = camera_from_info(message, rectified, size)
+    except MessageError as error:
+        assert '\n' not in str(error)
+    else:
+        assert (camera.width, camera.height) == (size or (whole[0], whole[1]))
+        info_of(camera, message)
+
+
 def test_same_calibration() -> None:
     first, second = (info_message(np.array(K), 7, 5, stamp) for stamp in (1.0, 2.0))
     assert same_calibration(first, second)
-    second.k[0] += 1
+    for name in 'kprd':
+        getattr(second, name)[0] += 1
+        assert not same_calibration(first, second), name
+        getattr(second, name)[0] -= 1
+    second.binning_x = 2
     assert not same_calibration(first, second)
+    second.binning_x = 0
+    second.roi.x_offset = 1
+    assert not same_calibration(first, second)
+
+
+def test_info_of_a_raw_camera_is_what_it_was_made_of() -> None:
+    message = info_message(np.array(K), 7, 5, 1.0, d=(0.1, 0, 0, 0, 0))
+    message.r[1] = 0.01  # of a stereo camera
+    message.p[3] = -20.0
+    assert info_of(camera_from_info(message), message) == change(message, header=Header())
+    message.p = np.zeros(12)
+    assert info_of(camera_from_info(message), message).p.tolist() == P_FLAT
+
+
+def test_info_of_rectified_images_says_one_thing() -> None:
+    message = info_message(np.array(K), 7, 5, 1.0, d=(0.1, 0, 0, 0, 0))
+    message.r[1] = 0.01
+    message.p[:4] = [400.0, 0, 3.5, -20.0]
+    info = info_of(camera_from_info(message, rectified=True), message)
+    assert info.k.tolist() == [400, 0, 3.5, 0, 500, 2, 0, 0, 1]
+    assert not any(info.d)
+    assert info.r.tolist() == np.eye(3).ravel().tolist()
+    assert info.p.tolist() == message.p.tolist()
 
 
 def test_info_for_changes_the_header_alone() -> None:

@@ -14,12 +14,13 @@ from harness import (
     Rig,
     Tester,
     header,
+    image_message,
     image_pixels,
     info_message,
     repeat,
 )
 from rclpy.qos import ReliabilityPolicy
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from briges_ros.msg import DepthStatus
 
@@ -99,3 +100,36 @@ def test_prior(
     assert not np.isnan(metres(depth.messages[-1])).all()
     status.close()
     depth.close()
+
+
+def test_without_camera_info(
+    start: Callable[..., DepthNodeProcess], tester: Tester, model: str, drive: Drive
+) -> None:
+    process = start({**small_parameters(model, drive), 'horizontal_fov': 81.0, 'autostart': True})
+    status = tester.listen(DepthStatus, 'depth/status')
+    came = tester.listen(CameraInfo, 'depth/camera_info')
+    pixels = drive.image(40)
+    stamps = iter(range(1, 10000))
+    repeat(
+        lambda: tester.publish('image', image_message(pixels, float(next(stamps)))),
+        lambda: status.messages and came.messages,
+        'an output',
+    )
+    says = "camera_info of '/camera_info' is missing: field of view taken as 81 degrees"
+    assert says in status.messages[0].reason
+    process.logged(says)
+    assert came.messages[0].width == 1242
+    assert came.messages[0].header == header(float(came.messages[0].header.stamp.sec))
+    assert 2 * np.degrees(np.arctan(621 / came.messages[0].k[0])) == pytest.approx(81.0)
+    # It comes after all.
+    info = info_message(drive.k, 1242, 375, 1.0)
+
+    def send() -> None:
+        tester.publish('camera_info', info)
+        tester.publish('image', image_message(pixels, float(next(stamps))))
+
+    repeat(send, lambda: 'camera_info' not in status.messages[-1].reason, 'its camera_info')
+    lines = process.log.splitlines()
+    assert sum(says in line for line in lines if 'scale' not in line) == 1
+    for listener in (status, came):
+        listener.close()

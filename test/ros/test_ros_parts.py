@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from harness import Tester, header, until
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 
-from briges_ros.alignment.tracker import ScaleTracker
+from briges_ros.alignment.tracker import ScaleState, ScaleTracker
 from briges_ros.errors import BrigesError
 from briges_ros.pipeline import DepthPipeline
 from briges_ros.ros.frame_worker import FrameWorker
@@ -197,6 +198,10 @@ def test_diagnostics() -> None:
     assert any(
         entry.key == 'scale state' for entry in diagnostics(health, '/d', stamp).status[0].values
     )
+    health.camera = 'field of view taken as 70 degrees'
+    assert health.summary()[1].endswith('(no message); field of view taken as 70 degrees')
+    health.scale = replace(health.scale, state=ScaleState.METRIC)
+    assert health.summary() == (b'\1', 'metric, but field of view taken as 70 degrees')
     health.silence = 'no image'
     assert health.summary() == (b'\1', 'no image')
 
