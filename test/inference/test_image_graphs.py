@@ -84,7 +84,8 @@ def test_elsewhere_one_value_in_some_hundred_is_one_grey_level_off(camera, netwo
     network=st.tuples(st.integers(8, 90), st.integers(8, 90)),
 )
 def test_any_size(camera, network):
-    assert grey_levels_off(camera, network).max() < 1.01
+    # Area and cubic steps each round: what is one level off after the first may be two in the end.
+    assert grey_levels_off(camera, network).max() < 2.01
 
 
 def test_the_segmentation_has_its_own_size_and_normalisation():
