@@ -328,16 +328,36 @@ def random_case(seed):
     return p, z, measured
 
 
-@settings(deadline=None, max_examples=300)
-@given(seed=st.integers(0, 10**6))
-def test_metres_are_right_or_withheld(seed):
+def said_error(fit, p, z):
+    """Median relative error of what a fit says."""
+    said = (p >= fit.relative_range[0]) & (p <= fit.relative_range[1])
+    inverse = fit.scale * p[said] + fit.shift
+    return np.median(np.abs(1 / np.maximum(inverse, 1e-9) / z[said] - 1))
+
+
+def test_metres_are_right_or_withheld():
+    false = 0
+    for seed in range(3000):
+        p, z, measured = random_case(seed)
+        fit = fit_inverse_depth(p, measured, noise(measured))
+        false += isinstance(fit, AffineFit) and said_error(fit, p, z) > 0.25
+    assert false <= 3  # one in a thousand
+
+
+# Not at random: one case in some thousand is wrong, and would fail the test now and then.
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    share=st.floats(0, 0.3),
+    factor=st.floats(0.2, 5),
+    gain=st.floats(1e-3, 1e3),
+)
+def test_anchors_off_by_any_factor_do_not_make_false_metres(seed, share, factor, gain):
     p, z, measured = random_case(seed)
-    fit = fit_inverse_depth(p, measured, noise(measured))
+    measured = np.where(np.random.default_rng(seed).random(len(z)) < share, factor * z, z)
+    fit = fit_inverse_depth(gain * p, measured, noise(measured))
     if isinstance(fit, AffineFit):
-        said = (p >= fit.relative_range[0]) & (p <= fit.relative_range[1])
-        inverse = fit.scale * p[said] + fit.shift
-        # 25 % is what counts as false; one in some thousand cases may be a little over it.
-        assert np.median(np.abs(1 / np.maximum(inverse, 1e-9) / z[said] - 1)) < 0.3
+        assert said_error(fit, gain * p, z) < 0.25
         assert 0 <= fit.quality <= 1
         assert 0 < fit.model_error <= 0.2
 
