@@ -12,11 +12,21 @@ import numpy.typing as npt
 
 from briges_ros.camera import CameraModel
 
-POINT_STEP = 16  # bytes of a packed point
+XYZ_STEP = 12  # bytes of a packed point
+XYZRGB_STEP = 16
+
+# The three numbers of a voxel as one: 17 bits each, which a float64 holds exactly.
+_VOXEL_KEY = np.array([2.0**34, 2.0**17, 1.0])
+# Multiplicative hashing (Knuth, The Art of Computer Programming 3, 6.4): odd, about 2^64 / golden
+# ratio. Each round takes another multiplier, so that those who met in one part in the next.
+_MULTIPLIER = 0x9E3779B97F4A7C15
 
 
 def organised_points(
-    depth: npt.NDArray[np.float32], camera: CameraModel, stride: int = 1
+    depth: npt.NDArray[np.float32],
+    camera: CameraModel,
+    stride: int = 1,
+    max_range: float = math.inf,
 ) -> npt.NDArray[np.float32]:
     """Back-project a depth image to points of the optical frame.
 
@@ -24,24 +34,22 @@ def organised_points(
         depth: (H, W) float32 metres along optical Z.
         camera: The camera of the image, H x W.
         stride: Takes every `stride`-th row and column, starting with the first.
+        max_range: Metres along optical Z; what is farther is left out.
 
     Returns:
         (h, w, 3) float32 metres, h = ceil(H / stride) and w likewise. All three NaN where the depth
-        is not a finite positive number, or the pixel has no ray.
+        is not a finite positive number up to `max_range`, or the pixel has no ray.
 
     Raises:
         ValueError: Depth and camera differ in size, or the stride is less than 1.
     """
-    if depth.shape != (camera.height, camera.width):
-        raise ValueError(
-            f'depth is {depth.shape[1]} x {depth.shape[0]} but the camera {camera.width} x '
-            f'{camera.height}; use camera.scaled(width, height)'
-        )
+    check_size(depth, camera)
     if stride < 1:
         raise ValueError(f'stride must be at least 1, got {stride}')
     rays = camera.rays()[::stride, ::stride]
     z = np.array(depth[::stride, ::stride], dtype=np.float32)
-    np.copyto(z, np.float32(math.nan), where=~((z > 0) & (z < np.inf)))
+    known = (z > 0) & ((z < np.inf) if math.isinf(max_range) else (z <= np.float32(max_range)))
+    np.copyto(z, np.float32(math.nan), where=~known)
     if camera.distorted:
         np.copyto(z, np.float32(math.nan), where=np.isnan(rays[..., 0]))
     points = np.empty((*z.shape, 3), np.float32)
@@ -51,42 +59,119 @@ def organised_points(
     return points
 
 
-def pack_xyzrgb(
-    points: npt.NDArray[np.float32], image: npt.NDArray[np.uint8] | None, stride: int = 1
-) -> npt.NDArray[np.uint8]:
-    """Pack an organised cloud as the data of a sensor_msgs/PointCloud2.
+def check_size(depth: npt.NDArray[np.float32], camera: CameraModel) -> None:
+    """Raise ValueError unless the (H, W) depth image is of the camera's size."""
+    if depth.shape != (camera.height, camera.width):
+        raise ValueError(
+            f'depth is {depth.shape[1]} x {depth.shape[0]} but the camera {camera.width} x '
+            f'{camera.height}; use camera.scaled(width, height)'
+        )
 
-    Fields: x, y, z as FLOAT32 at 0, 4, 8 and rgb as FLOAT32 at 12 (bytes b, g, r, 0: the layout PCL
-        and
-    RViz expect); point_step 16, little endian, row_step 16 * w.
+
+def clearing_points(
+    depth: npt.NDArray[np.float32], camera: CameraModel, max_range: float, spacing: float
+) -> npt.NDArray[np.float32]:
+    """Give the ends of the sight lines that are known to be free: what a costmap clears along.
+
+    A sight line ends at what is seen, or at `max_range` where that is nearer. So a depth of +inf,
+    which a cloud cannot hold, is an end as well. Nothing is said along a ray of unknown depth.
 
     Args:
-        points: (h, w, 3) float32 metres, from `organised_points`.
-        image: (H, W, 3) uint8 RGB, or None for white points.
-        stride: The stride the points were made with.
+        depth: (H, W) float32 metres along optical Z; NaN unknown, +inf beyond range (REP 118).
+        camera: The camera of the image, H x W.
+        max_range: Metres along optical Z.
+        spacing: Metres; only so many rows and columns are taken that neighbouring ends at
+            `max_range` are at most that far apart (but at least every one), since a costmap pays
+            for each.
 
     Returns:
-        (h, w * 16) uint8, C-contiguous: one row of the message per row.
+        (N, 3) float32 metres in the optical frame, all finite.
 
     Raises:
-        ValueError: Image, stride and points do not fit together.
+        ValueError: Depth and camera differ in size.
     """
-    h, w = points.shape[:2]
-    # A fourth channel, to hold the colour.
-    packed = np.asarray(cv2.cvtColor(np.ascontiguousarray(points), cv2.COLOR_RGB2RGBA))
-    rgb = packed.view(np.uint32)[..., 3]
-    if image is None:
-        rgb[...] = 0xFFFFFF
-    else:
-        image = image[::stride, ::stride]
-        if image.shape != (h, w, 3):
-            raise ValueError(
-                f'points of {h} x {w} do not fit an image of {image.shape} after stride {stride}; '
-                'give the image and the stride the points were made from'
-            )
-        bgra = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2BGRA)
+    stride = max(1, math.floor(spacing * min(camera.fx, camera.fy) / max_range))
+    ends = np.minimum(depth, np.float32(max_range))  # of NaN: NaN
+    points = organised_points(ends, camera, stride).reshape(-1, 3)
+    return points[np.isfinite(points[:, 2])]
+
+
+def voxel_filter(points: npt.NDArray[np.float32], voxel_size: float) -> npt.NDArray[np.intp]:
+    """Choose the first point of each voxel.
+
+    A measured point with its own colour, where a centroid would lie on no surface at the edges of
+    objects. By a hash table: linear in the number of points, where sorting is not.
+
+    Args:
+        points: (N, 3) float32 metres, all finite.
+        voxel_size: Edge of the cubes in metres; one corner of one of them is the origin. No
+            coordinate may be more than 2^16 of them away from it.
+
+    Returns:
+        (M,) indices, ascending.
+
+    Raises:
+        ValueError: The size is not positive.
+    """
+    if not voxel_size > 0:
+        raise ValueError(f'voxel_size must be positive, got {voxel_size}')
+    cells = np.floor(points * np.float32(1.0 / voxel_size))
+    key = cells.astype(np.float64) @ _VOXEL_KEY + 0.0  # not -0.0, whose bits are others
+    # Neighbours in a row of the image are mostly in one voxel.
+    fresh = np.ones(len(key), np.bool_)
+    np.not_equal(key[1:], key[:-1], out=fresh[1:])
+    open_ = np.flatnonzero(fresh)
+    own = key[open_]
+    chosen = np.zeros(len(key), np.bool_)
+    table_bits = max(4, (4 * len(open_)).bit_length())
+    table = np.empty(1 << table_bits, np.intp)
+    multiplier = _MULTIPLIER
+    while open_.size:
+        place = (own.view(np.uint64) * np.uint64(multiplier)) >> np.uint64(64 - table_bits)
+        # NumPy lets the last one have a place that is assigned more than once: so backwards.
+        table[place[::-1]] = open_[::-1]
+        first = table[place]
+        chosen[first] = True
+        other = key[first] != own  # the place went to another voxel: once more
+        open_, own = open_[other], own[other]
+        multiplier = multiplier * _MULTIPLIER & 0xFFFFFFFFFFFFFFFF
+    return np.flatnonzero(chosen)
+
+
+def pack_points(
+    points: npt.NDArray[np.float32], colors: npt.NDArray[np.uint8] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Pack points as the data of a sensor_msgs/PointCloud2.
+
+    Fields: x, y, z as FLOAT32 at 0, 4, 8 and, with colours, rgb as FLOAT32 at 12 (bytes b, g, r, 0:
+    the layout that PCL and RViz expect), little endian.
+
+    Args:
+        points: (h, w, 3) float32 metres; h is 1 for a cloud that is not organised.
+        colors: (h, w, 3) uint8 RGB, or None for points without a colour.
+
+    Returns:
+        (h, w, step) uint8, C-contiguous, step 16 with colours, 12 without.
+
+    Raises:
+        ValueError: Points and colours differ in size.
+    """
+    points = np.ascontiguousarray(points)
+    if colors is None:
+        return points.view(np.uint8)
+    if colors.shape != points.shape:
+        raise ValueError(
+            f'points of {points.shape[:2]} do not fit colours of {colors.shape[:2]}; take the '
+            'same pixels of both'
+        )
+    packed = np.empty((*points.shape[:2], XYZRGB_STEP), np.uint8)
+    if points.size:
+        # A fourth channel, to hold the colour.
+        cv2.cvtColor(points, cv2.COLOR_RGB2RGBA, dst=packed.view(np.float32))
+        bgra = cv2.cvtColor(np.ascontiguousarray(colors), cv2.COLOR_RGB2BGRA)
+        rgb = packed.view(np.uint32)[..., 3]
         np.bitwise_and(bgra.view(np.uint32)[..., 0], np.uint32(0xFFFFFF), out=rgb)
-    return packed.view(np.uint8).reshape(h, w * POINT_STEP)
+    return packed
 
 
 def write_ply(

@@ -13,13 +13,14 @@ import sys
 from typing import Any
 
 import numpy as np
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
+from sensor_msgs.msg import CameraInfo, Image, LaserScan, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from briges_ros.camera import CameraModel
 from briges_ros.depth_image import from_millimetres
 from briges_ros.errors import BrigesError
-from briges_ros.point_cloud import POINT_STEP
+from briges_ros.point_cloud import XYZ_STEP
+from briges_ros.scan import Scan
 
 _BIG_ENDIAN = sys.byteorder == 'big'
 
@@ -274,23 +275,40 @@ def array_to_image(pixels: np.ndarray, encoding: str, header: Header) -> Image:
     return message
 
 
-def packed_to_cloud(packed: np.ndarray, header: Header) -> PointCloud2:
-    """Return the organised cloud of points that `pack_xyzrgb` packed; invalid is NaN."""
-    height, width = packed.shape[0], packed.shape[1] // POINT_STEP
+def packed_to_cloud(packed: np.ndarray, header: Header, is_dense: bool) -> PointCloud2:
+    """Return the cloud of points that `pack_points` packed; dense if none of them is NaN."""
+    height, width, step = packed.shape
+    names = 'xyz' if step == XYZ_STEP else ('x', 'y', 'z', 'rgb')
     message = PointCloud2(
         header=header,
         height=height,
         width=width,
         fields=[
             PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
-            for index, name in enumerate(('x', 'y', 'z', 'rgb'))
+            for index, name in enumerate(names)
         ],
         is_bigendian=False,
-        point_step=POINT_STEP,
-        row_step=POINT_STEP * width,
-        is_dense=False,
+        point_step=step,
+        row_step=step * width,
+        is_dense=is_dense,
     )
     message.data = byte_array(packed)
+    return message
+
+
+def scan_message(scan: Scan, header: Header, max_range: float) -> LaserScan:
+    """Return a scan; its header names the base frame."""
+    message = LaserScan(
+        header=header,
+        angle_min=scan.angle_min,
+        angle_max=scan.angle_max,
+        angle_increment=scan.angle_increment,
+        range_min=0.0,
+        range_max=max_range,
+    )
+    ranges = array.array('f')
+    ranges.frombytes(scan.ranges.tobytes())
+    message.ranges = ranges
     return message
 
 
@@ -319,5 +337,5 @@ def byte_array(values: np.ndarray) -> array.array:
     element (50-90 ms).
     """
     data = array.array('B')
-    data.frombytes(np.ascontiguousarray(values).data.cast('B'))
+    data.frombytes(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
     return data

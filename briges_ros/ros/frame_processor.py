@@ -15,9 +15,10 @@ from briges_ros.errors import BrigesError
 from briges_ros.inference.engine import EngineError
 from briges_ros.pipeline import DepthPipeline
 from briges_ros.ros.camera_input import CameraInput, ImageMessage
+from briges_ros.ros.camera_mount import CameraMount
 from briges_ros.ros.conversions import stamp_seconds
 from briges_ros.ros.health import Health
-from briges_ros.ros.outputs import Outputs, Source
+from briges_ros.ros.outputs import OVER_GROUND, Outputs, Source
 from briges_ros.ros.parameters import Settings
 from briges_ros.ros.sparse_inputs import FrameContext, SparseInputs
 from briges_ros.ros.throttle import ThrottledLog
@@ -28,7 +29,7 @@ class FrameProcessor:
 
     Args:
         pipeline: the loaded pipeline.
-        camera_input, sparse_inputs, outputs: of the node.
+        camera_input, sparse_inputs, mount, outputs: of the node.
         settings: returns the parameters in force; asked once per frame.
         health: counted into.
         log: for what is wrong with the messages.
@@ -39,6 +40,7 @@ class FrameProcessor:
         pipeline: DepthPipeline,
         camera_input: CameraInput,
         sparse_inputs: SparseInputs,
+        mount: CameraMount,
         outputs: Outputs,
         settings: Callable[[], Settings],
         health: Health,
@@ -47,6 +49,7 @@ class FrameProcessor:
         self._pipeline = pipeline
         self._camera_input = camera_input
         self._sparse_inputs = sparse_inputs
+        self._mount = mount
         self._outputs = outputs
         self._settings = settings
         self._health = health
@@ -109,6 +112,9 @@ class FrameProcessor:
         self._health.scale = frame.scale
         self._health.sparse = self._sparse_inputs.note
         self._tell_state(frame.scale)
+        pose = None
+        if wanted & OVER_GROUND:
+            pose = self._mount.pose(settings, context.frame_id, message.header.stamp)
         self._outputs.publish(
             frame,
             Source(
@@ -116,6 +122,7 @@ class FrameProcessor:
                 info=view.info,
                 started=started,
                 decode_ms=(decoded - started) * 1e3,
+                T_base_camera=pose,
             ),
             settings,
             wanted,

@@ -26,6 +26,7 @@ from std_srvs.srv import Trigger
 from briges_ros.errors import BrigesError
 from briges_ros.pipeline import DepthPipeline
 from briges_ros.ros.camera_input import CameraInput, ImageMessage
+from briges_ros.ros.camera_mount import CameraMount
 from briges_ros.ros.compat import ClockType
 from briges_ros.ros.frame_processor import FrameProcessor
 from briges_ros.ros.frame_worker import FrameWorker
@@ -324,7 +325,14 @@ class _Inputs:
         self.sparse = SparseInputs(node, self.transforms, log)
         self.camera = CameraInput(node, settings, self._receive)
         self.process = FrameProcessor(
-            pipeline, self.camera, self.sparse, outputs, settings, health, log
+            pipeline,
+            self.camera,
+            self.sparse,
+            CameraMount(self.transforms, log),
+            outputs,
+            settings,
+            health,
+            log,
         )
         self.worker: FrameWorker[ImageMessage] = FrameWorker(self.process)
 

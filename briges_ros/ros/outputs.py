@@ -8,19 +8,28 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, Image, LaserScan, PointCloud2
 from std_msgs.msg import Header
 
 from briges_ros.depth_image import colorize, to_millimetres
 from briges_ros.errors import BrigesError
+from briges_ros.obstacles import Ground, fit_ground, ground_of_base, obstacle_mask
 from briges_ros.pipeline import DepthFrame
-from briges_ros.point_cloud import pack_xyzrgb
+from briges_ros.point_cloud import clearing_points, organised_points, pack_points, voxel_filter
 from briges_ros.ros.compat import PublisherEventCallbacks
-from briges_ros.ros.conversions import array_to_image, info_for, packed_to_cloud, stamp_seconds
+from briges_ros.ros.conversions import (
+    array_to_image,
+    info_for,
+    packed_to_cloud,
+    scan_message,
+    stamp_seconds,
+)
 from briges_ros.ros.health import Health
 from briges_ros.ros.parameters import Settings
 from briges_ros.ros.throttle import ThrottledLog
+from briges_ros.scan import laser_scan
 
 _DEPTH = 5  # messages kept for a slow subscriber; of clouds this is tens of megabytes
 
@@ -30,7 +39,12 @@ POINTS = 'depth/points'
 SIGMA = 'depth/sigma'
 RELATIVE = 'depth/relative'
 PREVIEW = 'depth/preview'
+OBSTACLES = 'depth/obstacles'
+SCAN = 'depth/scan'
+CLEARING = 'depth/clearing'
 STATUS = 'depth/status'
+
+OVER_GROUND = frozenset({OBSTACLES, SCAN})  # those that need the pose of the camera
 
 
 def status_type() -> Any:
@@ -56,6 +70,7 @@ class Source:
     info: CameraInfo  # of what is published
     started: float  # s, time.monotonic() when the image was taken up
     decode_ms: float  # from message to RGB
+    T_base_camera: np.ndarray | None = None  # (4, 4); None: not asked for, or not known
 
 
 class Outputs:
@@ -72,6 +87,7 @@ class Outputs:
         self._node = node
         self._log = log
         self._status_type = status_type()
+        self._ground: Ground | None = None  # of the last frame
         qos = QoSProfile(
             depth=_DEPTH,
             reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
@@ -90,6 +106,9 @@ class Outputs:
                 (SIGMA, Image),
                 (RELATIVE, Image),
                 (PREVIEW, Image),
+                (OBSTACLES, PointCloud2),
+                (SCAN, LaserScan),
+                (CLEARING, PointCloud2),
                 (STATUS, self._status_type),
             )
         }
@@ -135,9 +154,11 @@ class Outputs:
         if INFO in wanted:
             self._publishers[INFO].publish(info_for(source.info, header))
         if POINTS in wanted:
-            stride = settings.points_stride
-            packed = pack_xyzrgb(frame.points(stride), frame.image, stride)
-            self._publishers[POINTS].publish(packed_to_cloud(packed, header))
+            self._publishers[POINTS].publish(_points(frame, header, settings))
+        if CLEARING in wanted:
+            self._publishers[CLEARING].publish(_clearing(frame, header, settings))
+        if source.T_base_camera is not None and wanted & OVER_GROUND:
+            self._publish_over_ground(frame, header, source.T_base_camera, settings, wanted)
         if SIGMA in wanted:
             self._publishers[SIGMA].publish(array_to_image(frame.sigma, '32FC1', header))
         if RELATIVE in wanted:
@@ -153,6 +174,46 @@ class Outputs:
             status.total_ms = health.total_ms
             status.image_age_ms = image_age
             self._publishers[STATUS].publish(status)
+
+    def _publish_over_ground(
+        self,
+        frame: DepthFrame,
+        header: Header,
+        T_base_camera: np.ndarray,
+        settings: Settings,
+        wanted: frozenset[str],
+    ) -> None:
+        """Publish what stands on the ground, as a cloud in the optical frame and as a scan."""
+        depth, camera = frame.depth, frame.camera
+        assert camera is not None
+        expected = ground_of_base(T_base_camera)
+        ground = self._ground = fit_ground(depth, camera, expected, self._ground)
+        if OBSTACLES in wanted:
+            mask = obstacle_mask(
+                depth, camera, ground, settings.obstacles_min_height, settings.obstacles_max_height
+            )
+            standing = np.where(mask, depth, np.float32(math.nan))
+            points = organised_points(standing, camera, max_range=settings.obstacles_max_range)
+            packed = pack_points(_voxels(points, None, settings.points_voxel_size)[0])
+            self._publishers[OBSTACLES].publish(packed_to_cloud(packed, header, is_dense=True))
+        if SCAN in wanted and not settings.base_frame:
+            self._log.warning(
+                "'depth/scan' is not published, as it would have no frame: set 'base_frame'"
+            )
+        elif SCAN in wanted:
+            scan = laser_scan(
+                depth,
+                camera,
+                obstacle_mask(
+                    depth, camera, ground, settings.scan_min_height, settings.scan_max_height
+                ),
+                T_base_camera,
+                settings.depth_min_range,
+                settings.scan_max_range,
+                settings.scan_max_height,
+            )
+            base = Header(stamp=header.stamp, frame_id=settings.base_frame)
+            self._publishers[SCAN].publish(scan_message(scan, base, settings.scan_max_range))
 
     def _status(self, frame: DepthFrame, source: Source, health: Health) -> Any:
         scale, timing = frame.scale, frame.timing
@@ -195,3 +256,35 @@ class Outputs:
             )
 
         return on_incompatible_qos
+
+
+def _points(frame: DepthFrame, header: Header, settings: Settings) -> PointCloud2:
+    """Return the cloud of all that is seen."""
+    assert frame.camera is not None
+    stride = settings.points_stride
+    max_range = settings.points_max_range or math.inf
+    points = organised_points(frame.depth, frame.camera, stride, max_range)
+    colors = frame.image[::stride, ::stride] if settings.points_fields == 'xyzrgb' else None
+    sparse = settings.points_kind == 'voxel'
+    if sparse:
+        points, colors = _voxels(points, colors, settings.points_voxel_size)
+    return packed_to_cloud(pack_points(points, colors), header, is_dense=sparse)
+
+
+def _clearing(frame: DepthFrame, header: Header, settings: Settings) -> PointCloud2:
+    """Return the ends of the sight lines that are known to be free."""
+    assert frame.camera is not None
+    ends = clearing_points(
+        frame.depth, frame.camera, settings.clearing_max_range, settings.points_voxel_size
+    )
+    return packed_to_cloud(pack_points(ends[None]), header, is_dense=True)
+
+
+def _voxels(
+    points: np.ndarray, colors: np.ndarray | None, size: float
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return one finite point, with its colour, for each voxel: (1, N, 3) each."""
+    points = points.reshape(-1, 3)
+    index = np.flatnonzero(np.isfinite(points[:, 2]))
+    index = index[voxel_filter(points[index], size)]
+    return points[index][None], None if colors is None else colors.reshape(-1, 3)[index][None]

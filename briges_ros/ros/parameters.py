@@ -219,6 +219,129 @@ PARAMETERS: tuple[Parameter, ...] = (
         high=64,
     ),
     Parameter(
+        'points.kind',
+        'organised',
+        'organised: a point for every pixel (of the stride), NaN where the depth is not known. '
+        'voxel: one point for each voxel, no NaN.',
+        Change.NEXT_FRAME,
+        choices=('organised', 'voxel'),
+    ),
+    Parameter(
+        'points.fields',
+        'xyzrgb',
+        'Fields of depth/points: xyz, or xyzrgb with the colour of the pixel.',
+        Change.NEXT_FRAME,
+        choices=('xyz', 'xyzrgb'),
+    ),
+    Parameter(
+        'points.max_range',
+        0.0,
+        'Farther points are left out of depth/points. 0: as depth.max_range.',
+        Change.NEXT_FRAME,
+        unit='m',
+        low=0.0,
+        high=10000.0,
+    ),
+    Parameter(
+        'points.voxel_size',
+        0.05,
+        'Edge of the voxels of depth/points (kind voxel) and depth/obstacles, and how dense '
+        'depth/clearing is: as the resolution of the map that they go into.',
+        Change.NEXT_FRAME,
+        unit='m',
+        low=0.01,
+        high=10.0,
+    ),
+    Parameter(
+        'base_frame',
+        'base_link',
+        'Frame of the robot, x forward, with z = 0 on the ground, in which TF knows the camera. '
+        'depth/scan is in it, and depth/obstacles looks for the ground there. Empty: none.',
+        Change.NEXT_FRAME,
+    ),
+    Parameter(
+        'camera.height',
+        0.0,
+        'Height of the camera over the ground, for a camera straight above the origin of '
+        'base_frame that faces forward. Wins over TF. 0: not given, ask TF.',
+        Change.NEXT_FRAME,
+        unit='m',
+        low=0.0,
+        high=100.0,
+    ),
+    Parameter(
+        'camera.pitch',
+        0.0,
+        'How far the camera looks down; goes with camera.height.',
+        Change.NEXT_FRAME,
+        unit='rad',
+        low=-1.5707,
+        high=1.5707,
+    ),
+    Parameter(
+        'obstacles.min_height',
+        0.1,
+        'What rises less over the ground is not in depth/obstacles.',
+        Change.NEXT_FRAME,
+        unit='m',
+        low=0.0,
+        high=100.0,
+    ),
+    Parameter(
+        'obstacles.max_height',
+        2.0,
+        'What is higher over the ground is not in depth/obstacles: the robot passes under it.',
+        Change.NEXT_FRAME,
+        unit='m',
+        low=0.01,
+        high=100.0,
+    ),
+    Parameter(
+        'obstacles.max_range',
+        20.0,
+        'Farther points are left out of depth/obstacles.',
+        Change.NEXT_FRAME,
+        unit='m',
+        low=0.1,
+        high=10000.0,
+    ),
+    Parameter(
+        'scan.min_height',
+        0.1,
+        'What rises less over the ground is not in depth/scan.',
+        Change.NEXT_FRAME,
+        unit='m',
+        low=0.0,
+        high=100.0,
+    ),
+    Parameter(
+        'scan.max_height',
+        2.0,
+        'What is higher over the ground is not in depth/scan.',
+        Change.NEXT_FRAME,
+        unit='m',
+        low=0.01,
+        high=100.0,
+    ),
+    Parameter(
+        'scan.max_range',
+        10.0,
+        'Greatest range of depth/scan: farther is +inf if it is known to be free up to there.',
+        Change.NEXT_FRAME,
+        unit='m',
+        low=0.1,
+        high=1000.0,
+    ),
+    Parameter(
+        'clearing.max_range',
+        6.0,
+        'Where the sight lines of depth/clearing end that see nothing nearer.',
+        Change.NEXT_FRAME,
+        unit='m',
+        low=0.1,
+        high=1000.0,
+    ),
+    Parameter(
         'output_qos',
         'reliable',
         'Reliability of the outputs. reliable: connects with every subscriber (RViz asks for '
@@ -291,6 +414,12 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
 )
 
+_BANDS = (
+    ('depth.min_range', 'depth.max_range'),
+    ('obstacles.min_height', 'obstacles.max_height'),
+    ('scan.min_height', 'scan.max_height'),
+)
+
 BY_NAME: dict[str, Parameter] = {parameter.name: parameter for parameter in PARAMETERS}
 
 
@@ -315,6 +444,20 @@ class Settings:
     depth_min_range: float
     depth_max_range: float
     points_stride: int
+    points_kind: str
+    points_fields: str
+    points_max_range: float
+    points_voxel_size: float
+    base_frame: str
+    camera_height: float
+    camera_pitch: float
+    obstacles_min_height: float
+    obstacles_max_height: float
+    obstacles_max_range: float
+    scan_min_height: float
+    scan_max_height: float
+    scan_max_range: float
+    clearing_max_range: float
     output_qos: str
     sparse_max_age: float
     sparse_extrinsics: tuple[float, ...]
@@ -365,9 +508,10 @@ def complaint(values: Mapping[str, Any]) -> str:
     for name, value in values.items():
         if name in BY_NAME and (why := BY_NAME[name].complaint(value)):
             return why
-    near, far = values.get('depth.min_range'), values.get('depth.max_range')
-    if near is not None and far is not None and near >= far:
-        return f"'depth.min_range' {near} m is not below 'depth.max_range' {far} m"
+    for least, most in _BANDS:
+        low, high = values.get(least), values.get(most)
+        if low is not None and high is not None and low >= high:
+            return f"'{least}' {low} m is not below '{most}' {high} m"
     extrinsics = tuple(values.get('sparse.extrinsics') or NO_EXTRINSICS)
     if len(extrinsics) != 7:
         return (

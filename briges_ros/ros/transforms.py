@@ -1,7 +1,8 @@
-"""Where a sparse sensor sits in the camera: by frame name, by parameter, or by TF.
+"""Where a sparse sensor sits in the camera, and the camera on the robot: by parameter or by TF.
 
 tf2_ros comes with a ROS installation and cannot be had from PyPI, so it is optional: this is the
-only module that imports it. Without it the parameter `sparse.extrinsics` says where the sensor is.
+only module that imports it. Without it the parameters `sparse.extrinsics` and `camera.height` say
+where things are.
 """
 
 from __future__ import annotations
@@ -93,8 +94,32 @@ class Transforms:
                 f"'{camera_frame}' ({error}): publish it on /tf or /tf_static, or "
                 f'{_PARAMETER_HINT}'
             ) from error
-        t, q = found.transform.translation, found.transform.rotation
-        return matrix((t.x, t.y, t.z), (q.x, q.y, q.z, q.w))
+        return _matrix_of(found.transform)
+
+    def base_from_camera(self, base_frame: str, camera_frame: str, stamp: Any) -> np.ndarray:
+        """Return T_base_camera, (4, 4) float64, which maps points of the optical frame to the base.
+
+        Args:
+            base_frame: frame of the robot, x forward and z up from the ground.
+            camera_frame: frame_id of the image.
+            stamp: builtin_interfaces/Time of the image.
+
+        Raises:
+            TransformError: TF does not know it.
+        """
+        mend = "set 'camera.height' and 'camera.pitch' instead"
+        if not base_frame:
+            raise TransformError(f"'base_frame' is empty: name the frame of the robot, or {mend}")
+        if self._buffer is None:
+            raise TransformError(f'without tf2_ros TF cannot be asked: install it, or {mend}')
+        try:
+            found = self._lookup(base_frame, camera_frame, Time.from_msg(stamp))
+        except tf2_ros.TransformException as error:
+            raise TransformError(
+                f"TF does not know the image's frame '{camera_frame}' in 'base_frame' "
+                f"'{base_frame}' ({error}): publish it on /tf_static, or {mend}"
+            ) from error
+        return _matrix_of(found.transform)
 
     def _lookup(self, target: str, source: str, time: Time) -> Any:
         assert self._buffer is not None
@@ -102,6 +127,12 @@ class Transforms:
             return self._buffer.lookup_transform(target, source, time)
         except tf2_ros.ExtrapolationException:
             return self._buffer.lookup_transform(target, source, Time())
+
+
+def _matrix_of(transform: Any) -> np.ndarray:
+    """Return the (4, 4) float64 of a geometry_msgs/Transform."""
+    t, q = transform.translation, transform.rotation
+    return matrix((t.x, t.y, t.z), (q.x, q.y, q.z, q.w))
 
 
 def matrix(translation: Sequence[float], quaternion: Sequence[float]) -> np.ndarray:

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from briges_ros.camera import CameraModel
-from briges_ros.point_cloud import POINT_STEP, organised_points, pack_xyzrgb, write_ply
+from briges_ros.point_cloud import (
+    clearing_points,
+    organised_points,
+    pack_points,
+    voxel_filter,
+    write_ply,
+)
 
 WIDTH, HEIGHT = 32, 24
 K = [[30.0, 0, 15.25], [0, 31.0, 12.5], [0, 0, 1]]
@@ -79,15 +85,24 @@ def test_depth_and_camera_must_agree_in_size():
         organised_points(some_depth(), PINHOLE, 0)
 
 
+def test_points_end_at_the_greatest_range():
+    depth = some_depth()
+    points = organised_points(depth, PINHOLE, max_range=8.0)
+    expected = organised_points(np.where(depth <= 8.0, depth, np.nan).astype(np.float32), PINHOLE)
+    np.testing.assert_array_equal(points, expected)
+    assert np.isfinite(points).any()
+    assert np.isnan(points).any()
+
+
 @pytest.mark.parametrize('stride', [1, 2, 5])
 def test_packed_bytes_are_what_rviz_and_pcl_read(stride):
     depth, image = some_depth(), some_image()
     depth[4:9] = np.nan
     points = organised_points(depth, PINHOLE, stride)
-    packed = pack_xyzrgb(points, image, stride)
+    packed = pack_points(points, image[::stride, ::stride])
     h, w = points.shape[:2]
     assert packed.dtype == np.uint8
-    assert packed.shape == (h, w * POINT_STEP)
+    assert packed.shape == (h, w, POINT.itemsize)
     assert packed.flags.c_contiguous
     cloud = np.frombuffer(packed.tobytes(), POINT).reshape(h, w)
     for i, name in enumerate('xyz'):
@@ -100,20 +115,81 @@ def test_packed_colours_read_as_one_float():
     """PCL's packing: rgb = r << 16 | g << 8 | b, the bits of a float32."""
     points = organised_points(some_depth(), PINHOLE)
     image = some_image()
-    packed = pack_xyzrgb(points, image).view('<f4').reshape(HEIGHT, WIDTH, 4)
+    packed = pack_points(points, image).view('<f4')
     bits = packed[3, 7, 3:].view(np.uint32)[0]
     r, g, b = (int(c) for c in image[3, 7])
     assert bits == (r << 16 | g << 8 | b)
 
 
-def test_without_an_image_points_are_white():
-    packed = pack_xyzrgb(organised_points(some_depth(), PINHOLE), None)
-    assert (np.frombuffer(packed.tobytes(), POINT)['bgr'] == 255).all()
+def test_without_colours_a_point_is_its_coordinates():
+    points = organised_points(some_depth(), PINHOLE)[::2]  # not contiguous
+    packed = pack_points(points)
+    assert packed.shape == (HEIGHT // 2, WIDTH, 12)
+    np.testing.assert_array_equal(packed.view('<f4'), points)
 
 
-def test_an_image_of_another_size_is_refused():
-    with pytest.raises(ValueError, match='stride'):
-        pack_xyzrgb(organised_points(some_depth(), PINHOLE, 2), some_image(), 1)
+def test_a_cloud_may_be_empty():
+    none = np.empty((1, 0, 3), np.float32)
+    assert pack_points(none).shape == (1, 0, 12)
+    assert pack_points(none, none.astype(np.uint8)).shape == (1, 0, 16)
+
+
+def test_colours_of_other_pixels_are_refused():
+    with pytest.raises(ValueError, match='same pixels'):
+        pack_points(organised_points(some_depth(), PINHOLE, 2), some_image())
+
+
+CORNERS = arrays.arrays(
+    np.float32, st.tuples(st.integers(0, 60), st.just(3)), elements=st.integers(-6, 6)
+)
+
+
+@given(corners=CORNERS, size=st.sampled_from([0.05, 0.3, 1.0]), seed=st.integers(0, 99))
+def test_a_voxel_keeps_its_first_point(corners, size, seed):
+    inside = np.random.default_rng(seed).uniform(0.1, 0.9, corners.shape)
+    points = ((corners + inside) * size).astype(np.float32)
+    chosen = voxel_filter(points, size)
+    first = {}
+    for index, corner in enumerate(map(tuple, corners)):
+        first.setdefault(corner, index)
+    assert chosen.tolist() == sorted(first.values())
+
+
+def test_many_voxels_are_told_apart():
+    """So many that thousands meet in one place of the table, and near and far ones."""
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-30, 30, (300_000, 3)).astype(np.float32)
+    points[::7] *= 1000
+    chosen = voxel_filter(points, 0.5)
+    cells = np.floor(points * np.float32(2)).astype(np.int64) @ [1 << 40, 1 << 20, 1]
+    np.testing.assert_array_equal(chosen, np.sort(np.unique(cells, return_index=True)[1]))
+
+
+def test_a_voxel_needs_a_size():
+    with pytest.raises(ValueError, match='voxel_size'):
+        voxel_filter(np.zeros((1, 3), np.float32), 0.0)
+
+
+@pytest.mark.parametrize('camera', [PINHOLE, BARREL])
+def test_sight_lines_end_at_what_is_seen_or_at_the_range(camera):
+    depth = np.full((HEIGHT, WIDTH), np.inf, np.float32)
+    depth[:, 20:] = 2.5
+    depth[:, 25:] = np.nan
+    depth[:5] = 9.0
+    ends = clearing_points(depth, camera, 4.0, spacing=0.01)
+    expected = np.minimum(depth, 4.0)
+    expected = organised_points(expected, camera).reshape(-1, 3)
+    np.testing.assert_array_equal(ends, expected[np.isfinite(expected[:, 2])])
+    assert len(ends) == (~np.isnan(depth)).sum()  # no pixel of infinite depth is left out
+
+
+def test_sight_lines_are_as_dense_as_the_map():
+    """Neighbours at the greatest range are no farther apart than asked, and hardly nearer."""
+    depth = np.full((HEIGHT, WIDTH), np.inf, np.float32)
+    ends = clearing_points(depth, PINHOLE, 6.0, spacing=0.9)
+    steps = np.diff(np.unique(ends[:, 0]))
+    assert 0.45 < steps.max() <= 0.9
+    assert len(clearing_points(depth, PINHOLE, 6.0, spacing=0.001)) == depth.size
 
 
 def read_ply(path):

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from sensor_msgs.msg import CameraInfo, Image, PointField, RegionOfInterest
 from std_msgs.msg import Header
 
-from briges_ros.point_cloud import pack_xyzrgb
+from briges_ros.point_cloud import pack_points
 from briges_ros.ros.conversions import (
     MessageError,
     array_to_image,
@@ -31,8 +31,10 @@ from briges_ros.ros.conversions import (
     info_of,
     packed_to_cloud,
     same_calibration,
+    scan_message,
     stamp_seconds,
 )
+from briges_ros.scan import Scan
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 K = [[500.0, 0, 3], [0, 500, 2], [0, 0, 1]]
@@ -369,13 +371,31 @@ def test_array_to_image(array: np.ndarray, encoding: str) -> None:
 def test_packed_to_cloud() -> None:
     points = np.random.default_rng(1).random((5, 7, 3), np.float32)
     points[0, 0] = np.nan
-    message = packed_to_cloud(pack_xyzrgb(points, RGB), header(3.0))
+    message = packed_to_cloud(pack_points(points, RGB), header(3.0), is_dense=False)
     fields = cloud_fields(message)
     assert not message.is_dense
     for axis, name in enumerate('xyz'):
         np.testing.assert_array_equal(fields[name], points[..., axis])
     bgr = np.ascontiguousarray(fields['rgb']).view(np.uint8).reshape(5, 7, 4)
     np.testing.assert_array_equal(bgr[..., 2::-1], RGB)
+
+
+def test_an_empty_cloud() -> None:
+    """What stands in the way when nothing does: a message, and not none."""
+    message = packed_to_cloud(
+        pack_points(np.empty((1, 0, 3), np.float32)), header(3.0), is_dense=True
+    )
+    assert (message.height, message.width, message.row_step, len(message.data)) == (1, 0, 0, 0)
+    assert [field.name for field in message.fields] == ['x', 'y', 'z']
+
+
+def test_scan_message() -> None:
+    scan = Scan(-0.5, 0.25, np.array([1.0, np.nan, np.inf, 2.0, 3.0], np.float32))
+    message = scan_message(scan, header(3.0, 'base_link'), 10.0)
+    assert message.header == header(3.0, 'base_link')
+    assert (message.angle_min, message.angle_increment, message.angle_max) == (-0.5, 0.25, 0.5)
+    assert (message.range_min, message.range_max) == (0.0, 10.0)
+    np.testing.assert_array_equal(message.ranges, scan.ranges)
 
 
 def test_stamp_seconds() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -18,7 +22,7 @@ from harness import (
     seconds,
     until,
 )
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, Image, LaserScan, PointCloud2
 from std_srvs.srv import Trigger
 
 from briges_ros import Anchors, CameraModel
@@ -261,6 +265,166 @@ def test_stride(rig: Rig) -> None:
     finally:
         assert rig.tester.set('points.stride', 1)[0]
     cloud.close()
+    depth.close()
+
+
+@contextmanager
+def parameters(rig: Rig, **changes: Any) -> Iterator[None]:
+    """Set parameters ('__' for '.') for a while."""
+    names = {name: name.replace('__', '.') for name in changes}
+    before = {name: rig.tester.get(names[name]) for name in changes}
+    for name, value in changes.items():
+        done, why = rig.tester.set(names[name], value)
+        assert done, why
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            assert rig.tester.set(names[name], value)[0]
+
+
+def xyz(message: PointCloud2) -> np.ndarray:
+    """The points of a cloud, (N, 3)."""
+    fields = cloud_fields(message).ravel()
+    return np.column_stack([fields[name] for name in 'xyz'])
+
+
+def test_voxels(rig: Rig) -> None:
+    cloud = rig.tester.listen(PointCloud2, 'depth/points')
+    whole = cloud_fields(cloud.wait(rig.send()))
+    with parameters(rig, points__kind='voxel', points__voxel_size=0.5, points__max_range=15.0):
+        message = cloud.wait(rig.send())
+    assert message.is_dense
+    assert message.height == 1
+    points = xyz(message)
+    assert len(points) > 100
+    cells = np.floor(points / np.float32(0.5)).astype(int)
+    assert len(np.unique(cells, axis=0)) == len(points)
+    known = whole[whole['z'] <= 15.0]
+    assert set(cloud_fields(message).ravel().tolist()) <= set(known.tolist())  # with their colours
+    seen = np.floor(np.column_stack([known[name] for name in 'xyz']) / np.float32(0.5)).astype(int)
+    assert len(np.unique(seen, axis=0)) == len(points)
+    cloud.close()
+
+
+def test_points_without_colour_and_up_to_a_range(rig: Rig) -> None:
+    cloud = rig.tester.listen(PointCloud2, 'depth/points')
+    depth = rig.tester.listen(Image, 'depth/image')
+    with parameters(rig, points__fields='xyz', points__max_range=15.0):
+        stamp = rig.send()
+        message = cloud.wait(stamp)
+    assert [field.name for field in message.fields] == ['x', 'y', 'z']
+    assert message.point_step == 12
+    expected = metres(depth.wait(stamp))
+    expected = np.where(expected <= 15.0, expected, np.nan)
+    np.testing.assert_array_equal(cloud_fields(message)['z'], expected)
+    cloud.close()
+    depth.close()
+
+
+def test_obstacles_and_scan_need_the_pose_of_the_camera(rig: Rig) -> None:
+    """Without TF they are not published, and the log says once how to mend it."""
+    obstacles = rig.tester.listen(PointCloud2, 'depth/obstacles')
+    scan = rig.tester.listen(LaserScan, 'depth/scan')
+    status = rig.tester.listen(DepthStatus, 'depth/status')
+    begin = len(rig.process.log)
+    for _ in range(3):
+        status.wait(rig.send())
+    rig.process.logged('the pose of the camera is not known', "set 'camera.height'", since=begin)
+    assert rig.process.log[begin:].count('the pose of the camera is not known') == 1
+    with parameters(rig, base_frame=''):
+        status.wait(rig.send())
+    assert not obstacles.messages
+    assert not scan.messages
+    with parameters(rig, camera__height=1.65):
+        stamp = rig.send()
+        obstacles.wait(stamp)
+        scan.wait(stamp)
+        with parameters(rig, base_frame=''):
+            stamp = rig.send()
+            obstacles.wait(stamp)
+            rig.process.logged("'depth/scan' is not published", "set 'base_frame'", since=begin)
+            assert scan.of(stamp) is None
+    for listener in (obstacles, scan, status):
+        listener.close()
+
+
+def test_obstacles_stand_on_the_ground(rig: Rig) -> None:
+    """The frame is the image's, so that a costmap clears from where the camera is."""
+    obstacles = rig.tester.listen(PointCloud2, 'depth/obstacles')
+    cloud = rig.tester.listen(PointCloud2, 'depth/points')
+    with parameters(rig, camera__height=1.65, obstacles__max_range=12.0):
+        stamp = rig.send()
+        message = obstacles.wait(stamp)
+    assert message.header == header(stamp)
+    assert [field.name for field in message.fields] == ['x', 'y', 'z']
+    assert message.is_dense
+    points = xyz(message)
+    assert len(points) > 500
+    assert points[:, 2].max() <= 12.0
+    assert points[:, 1].min() > 1.65 - 2.0 - 0.3  # obstacles.max_height over the ground
+    everything = xyz(cloud.wait(stamp))
+    assert set(map(tuple, points)) <= set(map(tuple, everything))
+    road = everything[(everything[:, 1] > 1.5) & (everything[:, 2] < 12.0)]
+    assert len(road) > 1000
+    assert np.mean(points[:, 1] > 1.5) < 0.1  # of 15 cm over the road nothing can be told
+    obstacles.close()
+    cloud.close()
+
+
+def test_scan(rig: Rig) -> None:
+    """In the base frame, x forward: a car drives ahead, lorries stand left and right."""
+    scan = rig.tester.listen(LaserScan, 'depth/scan')
+    with parameters(rig, camera__height=1.65, scan__max_range=30.0):
+        stamp = rig.send()
+        message = scan.wait(stamp)
+        again = scan.wait(rig.send(points=False))
+        rig.later(10.0)
+        unknown = scan.wait(rig.send(points=False))
+    assert message.header == header(stamp, 'base_link')
+    ranges = np.array(message.ranges)
+    assert (
+        len(ranges) == round((message.angle_max - message.angle_min) / message.angle_increment) + 1
+    )
+    angles = message.angle_min + np.arange(len(ranges)) * message.angle_increment
+    assert message.angle_increment > 0
+    finite = ranges[np.isfinite(ranges)]
+    assert ((finite >= message.range_min) & (finite <= message.range_max)).all()
+    assert not np.isneginf(ranges).any()
+    lidar = rig.drive.points(40)
+    lidar = lidar[
+        (lidar[:, 2] > -1.2) & (lidar[:, 2] < 0.2)
+    ]  # it is 1.73 m over the road, x forward
+    azimuth, distance = np.arctan2(lidar[:, 1], lidar[:, 0]), np.hypot(lidar[:, 0], lidar[:, 1])
+    for low, high in ((-0.6, -0.4), (-0.1, 0.05), (0.4, 0.6)):
+        truth = np.percentile(distance[(azimuth > low) & (azimuth < high)], 10)
+        sector = ranges[(angles > low) & (angles < high)]
+        # The camera sits 0.27 m before the LiDAR; the model is small and sees few tokens.
+        assert np.nanpercentile(sector, 10) == pytest.approx(truth - 0.27, rel=0.25)
+    assert (again.angle_min, len(again.ranges)) == (message.angle_min, len(ranges))
+    assert np.isnan(unknown.ranges).all()  # no scale, no metres
+    scan.close()
+
+
+def test_clearing(rig: Rig) -> None:
+    """The sky clears up to the range, an object up to itself, and unknown depth nothing."""
+    clearing = rig.tester.listen(PointCloud2, 'depth/clearing')
+    depth = rig.tester.listen(Image, 'depth/image')
+    with parameters(rig, depth__max_range=20.0, clearing__max_range=8.0):
+        stamp = rig.send()
+        message = clearing.wait(stamp)
+        assert message.header == header(stamp)
+        points = xyz(message)
+        seen = metres(depth.wait(stamp))
+        rig.later(10.0)
+        unknown = clearing.wait(rig.send(points=False))
+    assert np.isposinf(seen).any()
+    assert np.isfinite(points).all()
+    stride = int(0.05 * rig.drive.k[0, 0] / 8.0)
+    ends = np.minimum(seen, 8.0)[::stride, ::stride]
+    np.testing.assert_array_equal(points[:, 2], ends[~np.isnan(ends)])
+    assert (unknown.height, unknown.width) == (1, 0)
+    clearing.close()
     depth.close()
 
 

@@ -146,6 +146,12 @@ def test_unknown_pose_says_how_to_give_it(transforms: Transforms, frames: Any) -
         transforms.camera_from_sensor(*frames, header(1.0).stamp, None)
 
 
+@pytest.mark.parametrize('base_frame', ['nowhere', ''])
+def test_unknown_mount_says_how_to_give_it(transforms: Transforms, base_frame: str) -> None:
+    with pytest.raises(TransformError, match=r"'camera\.height' and 'camera\.pitch'"):
+        transforms.base_from_camera(base_frame, 'camera', header(1.0).stamp)
+
+
 def test_tf_gives_the_pose(ros: None) -> None:
     tf2_ros = pytest.importorskip('tf2_ros', reason='tf2_ros comes with a ROS installation only')
     import rclpy
@@ -168,6 +174,10 @@ def test_tf_gives_the_pose(ros: None) -> None:
 
     np.testing.assert_array_equal(
         until(lambda: len(found := pose()) and found, 'the transform'),
+        matrix((1.0, 0.0, 0.0), (0, 0, 0, 1)),
+    )
+    np.testing.assert_array_equal(
+        transforms.base_from_camera('camera', 'lidar', header(5.0).stamp),
         matrix((1.0, 0.0, 0.0), (0, 0, 0, 1)),
     )
     transforms.close()
