@@ -94,7 +94,13 @@ def test_rviz_subscribes_as_every_output_qos_allows() -> None:
     config = yaml.safe_load((ROOT / 'rviz' / 'depth.rviz').read_text())
     displays = config['Visualization Manager']['Displays']
     topics = [display['Topic'] for display in displays if 'Topic' in display]
-    assert {topic['Value'] for topic in topics} == {'depth/points', 'depth/preview', 'depth/image'}
+    assert {topic['Value'] for topic in topics} == {
+        'depth/points',
+        'depth/obstacles',
+        'depth/scan',
+        'depth/preview',
+        'depth/image',
+    }
     for topic in topics:
         assert topic['Reliability Policy'] == 'Best Effort'
         assert topic['Durability Policy'] == 'Volatile'
