@@ -21,6 +21,7 @@ from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.engine import Engine, ImageEngine, Progress
 from briges_ros.inference.preprocess import prepare, to_inverse_depth
 from briges_ros.inference.selfcheck import open_checked_engine
+from briges_ros.obstacles import ground_of_base
 from briges_ros.point_cloud import organised_points
 
 log = logging.getLogger('briges_ros')
@@ -90,7 +91,6 @@ class DepthPipeline:
         max_range: float = 100.0,
         hold_duration: float = 5.0,
         prior: tuple[float, float] | None = None,
-        camera_height: float | None = None,
         refinement: bool = True,
         segmentation_every_n_frames: int = 1,
         image_size: tuple[int, int] | None = None,
@@ -116,7 +116,6 @@ class DepthPipeline:
         self._aligner = Aligner(
             hold_duration=hold_duration,
             prior=prior,
-            camera_height=camera_height,
             refinement=refinement,
         )
 
@@ -133,7 +132,6 @@ class DepthPipeline:
         max_range: float = 100.0,
         hold_duration: float = 5.0,
         prior: tuple[float, float] | None = None,
-        camera_height: float | None = None,
         refinement: bool = True,
         segmentation_every_n_frames: int = 1,
         image_size: tuple[int, int] | None = None,
@@ -155,9 +153,6 @@ class DepthPipeline:
             hold_duration: seconds that the last fit may serve without fresh anchors.
             prior: (scale, shift) to fall back on, if the user knows them. Default: none, or
                 (1, 0) for a metric network, whose inverse depth is in 1/m.
-            camera_height: height of the camera over a level floor in metres, for a camera on a
-                vehicle that looks ahead: the scale is taken from the floor where there are no
-                anchors. Every frame has to come with its camera then.
             refinement: correct the depth around anchors by what they say, and carry that to the
                 next frame.
             segmentation_every_n_frames: of a network with a gate: how often the segmentation is
@@ -184,7 +179,6 @@ class DepthPipeline:
             max_range=max_range,
             hold_duration=hold_duration,
             prior=prior,
-            camera_height=camera_height,
             refinement=refinement,
             segmentation_every_n_frames=segmentation_every_n_frames,
             image_size=image_size,
@@ -204,19 +198,25 @@ class DepthPipeline:
         camera: CameraModel | None = None,
         anchors: AnchorSource = None,
         stamp: float | None = None,
+        T_base_camera: NDArray[np.float64] | None = None,
     ) -> DepthFrame:
         """Depth of one image.
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            camera: of the image's size. `DepthFrame.points` and `camera_height` need it, and
+            camera: of the image's size. `DepthFrame.points` and `T_base_camera` need it, and
                 refinement is better with it while the camera turns.
             anchors: pixels with known depth; or a function that returns them, which is called
                 after inference, so that a sensor has had the longest time to deliver.
             stamp: seconds; lets the last fit be held for a while. None = a picture on its own,
                 which neither uses nor leaves a held fit.
+            T_base_camera: (4, 4), takes points of the optical frame to a base frame whose z = 0 is
+                a level floor: for a camera on a vehicle that looks ahead, the scale is taken from
+                that floor where the anchors give none (PRIOR). See
+                `briges_ros.obstacles.level_camera_pose`.
 
         Raises:
+            BrigesError: the camera is not above the floor.
             ValueError: the image, the camera or the anchors are of another size or type, or the
                 stamp is not finite.
         """
@@ -224,10 +224,11 @@ class DepthPipeline:
         if stamp is not None and not math.isfinite(stamp):
             raise ValueError(f'stamp must be seconds or None, got {stamp}')
         self._tell_other_size(width, height)
+        ground = None if T_base_camera is None else ground_of_base(T_base_camera)
         clock = _Clock()
         relative = self._relative(image, self._reuses_segmentation(image, stamp), clock)
         found = _checked_anchors(anchors() if callable(anchors) else anchors, width, height)
-        alignment = self._aligner.align(image, relative, camera, found, stamp)
+        alignment = self._aligner.align(image, relative, camera, found, stamp, ground)
         clock.lap('align')
         depth = self._metres(relative, alignment)
         clock.lap('postprocess')

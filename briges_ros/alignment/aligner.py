@@ -26,6 +26,7 @@ from briges_ros.alignment.refinement import refine
 from briges_ros.alignment.tracker import ScaleEstimate, ScalePrior, ScaleState, ScaleTracker
 from briges_ros.alignment.uncertainty import depth_sigma, local_error
 from briges_ros.camera import CameraModel
+from briges_ros.obstacles import Ground
 
 Image32 = npt.NDArray[np.float32]
 
@@ -57,12 +58,10 @@ class Aligner:
     Args:
         hold_duration: seconds that the last fit may serve without fresh anchors.
         prior: (scale, shift) to fall back on; None if nothing is known beforehand.
-        camera_height: of the camera over a level floor, metres, to take the scale from where there
-            are no anchors; None if it is not known. It needs the camera of each frame.
         refinement: correct the depth around anchors, and carry that to the next frame.
 
     Raises:
-        ValueError: see `ScaleTracker`, or the height is not positive.
+        ValueError: see `ScaleTracker`.
     """
 
     def __init__(
@@ -70,13 +69,9 @@ class Aligner:
         *,
         hold_duration: float = 5.0,
         prior: tuple[float, float] | None = None,
-        camera_height: float | None = None,
         refinement: bool = True,
     ) -> None:
-        if camera_height is not None and not camera_height > 0:
-            raise ValueError(f'camera_height must be positive metres or None, got {camera_height}')
         self.refinement = refinement
-        self._camera_height = camera_height
         self._tracker = ScaleTracker(hold_duration=hold_duration, prior=prior)
         self._memory = CarriedDepth()
 
@@ -92,6 +87,7 @@ class Aligner:
         camera: CameraModel | None,
         anchors: Anchors | None,
         stamp: float | None,
+        ground: Ground | None = None,
     ) -> Alignment:
         """Find the scale of a frame.
 
@@ -101,6 +97,8 @@ class Aligner:
             camera: of the image, or None.
             anchors: in the image; None if there is no sensor.
             stamp: seconds; None for a picture on its own.
+            ground: where it is, to take the scale from where the anchors give none; needs the
+                camera. None if it is not known, or not to be relied on.
         """
         carried = self._memory.recall(image, camera, stamp) if self.refinement else None
         fit = moved = None
@@ -116,12 +114,12 @@ class Aligner:
             moved = _fit(relative, carried)
         prior: ScalePrior | None = None
         why_not = ''
-        if not isinstance(fit, AffineFit) and self._camera_height is not None and camera:
-            ground = ground_prior(relative, camera, self._camera_height)
-            if isinstance(ground, FitFailure):
-                why_not = f'no anchors, and {ground.reason}'
+        if not isinstance(fit, AffineFit) and ground is not None and camera is not None:
+            floor = ground_prior(relative, camera, ground.height, ground.down)
+            if isinstance(floor, FitFailure):
+                why_not = f'no anchors, and {floor.reason}'
             else:
-                prior = ground
+                prior = floor
         scale = self._tracker.update(fit, stamp, why_not, prior, moved)
         if scale.state not in (ScaleState.METRIC, ScaleState.HELD):
             return Alignment(scale, relative, False, None)

@@ -1,4 +1,4 @@
-"""Where the camera is over the ground, for what is published of obstacles."""
+"""Where the camera is over the ground: for what is published of obstacles, and for a scale."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class CameraMount:
         except BrigesError as error:
             if self._known:
                 self._log.warning(
-                    f"'depth/obstacles' and 'depth/scan' are not published, as the pose of the "
-                    f'camera is not known: {error}'
+                    "'depth/obstacles' and 'depth/scan' are not published, and 'prior.ground' has "
+                    f'no effect, as the pose of the camera is not known: {error}'
                 )
             self._known = False
             return None

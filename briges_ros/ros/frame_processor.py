@@ -98,23 +98,24 @@ class FrameProcessor:
             undistortion=view.undistortion,
         )
         apply_settings(self._pipeline, settings)
+        pose = None
+        if wanted & OVER_GROUND or settings.prior_ground:
+            pose = self._mount.pose(settings, context.frame_id, message.header.stamp)
         decoded = time.monotonic()
         frame = self._pipeline(
             image,
             camera=view.camera,
             anchors=lambda: visible(self._sparse_inputs.anchors(context), view.blind),
             stamp=context.stamp,
+            T_base_camera=pose if settings.prior_ground else None,
         )
         if view.blind is not None:
-            for values in (frame.relative, frame.depth):
+            for values in (frame.relative, frame.depth, frame.sigma):
                 np.copyto(values, np.float32(math.nan), where=view.blind)
         counters.processed += 1
         self._health.scale = frame.scale
         self._health.sparse = self._sparse_inputs.note
         self._tell_state(frame.scale)
-        pose = None
-        if wanted & OVER_GROUND:
-            pose = self._mount.pose(settings, context.frame_id, message.header.stamp)
         self._outputs.publish(
             frame,
             Source(

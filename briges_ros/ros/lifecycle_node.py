@@ -170,7 +170,6 @@ class DepthNode(LifecycleNode):
             max_range=settings.depth_max_range,
             hold_duration=settings.hold_duration,
             prior=settings.prior,
-            camera_height=settings.prior_camera_height or None,
             refinement=settings.refinement,
             image_size=settings.image_size,
             progress=self._tell_build,

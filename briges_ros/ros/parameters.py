@@ -384,14 +384,12 @@ PARAMETERS: tuple[Parameter, ...] = (
         Change.CONFIGURE,
     ),
     Parameter(
-        'prior.camera_height',
-        0.0,
-        'Height of the camera over a level floor, to take the scale from that floor when none is '
-        'measured: for a camera on a vehicle that looks ahead. 0: not known.',
-        Change.CONFIGURE,
-        unit='m',
-        low=0.0,
-        high=100.0,
+        'prior.ground',
+        False,
+        'Take the scale from the ground when none is measured: for a camera on a vehicle that '
+        'looks ahead over a level floor. Its pose comes from camera.height and camera.pitch, or '
+        'from TF.',
+        Change.NEXT_FRAME,
     ),
     Parameter(
         'prior.scale',
@@ -463,7 +461,7 @@ class Settings:
     sparse_extrinsics: tuple[float, ...]
     hold_duration: float
     refinement: bool
-    prior_camera_height: float
+    prior_ground: bool
     prior_scale: float
     prior_shift: float
 

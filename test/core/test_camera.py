@@ -138,7 +138,12 @@ def test_every_ray_of_a_fisheye_projects_to_its_pixel(k, f, z):
 
 
 @settings(max_examples=25, deadline=None)
-@given(k=st.tuples(*[st.floats(-1.5, 1.5)] * 6), f=st.floats(90.0, 400.0), z=st.floats(0.1, 200.0))
+@given(
+    # The denominator stays positive in the image: at a pole, rounding to float32 goes anywhere.
+    k=st.tuples(*[st.floats(-0.8, 0.8)] * 3, *[st.floats(-0.1, 0.8)] * 3),
+    f=st.floats(90.0, 400.0),
+    z=st.floats(0.1, 200.0),
+)
 def test_every_ray_of_a_rational_polynomial_projects_to_its_pixel(k, f, z):
     D = [k[0], k[1], 1e-3, -1e-3, *k[2:]]
     returns_to_its_pixel(CameraModel(160, 120, [[f, 0, 81], [0, f, 58], [0, 0, 1]], D), z)
