@@ -41,6 +41,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
+from std_srvs.srv import Trigger
 
 from briges_ros.msg import DepthStatus
 
@@ -361,6 +362,10 @@ class Rig:
         )
         status.wait(self.stamp)  # and nothing of it is under way
         status.close()
+
+    def forget(self) -> None:
+        """Have the node forget the scale, so that the next frame depends on nothing before it."""
+        assert self.tester.call(Trigger, 'depth/reset_scale', Trigger.Request()).success
 
     def later(self, by: float = 0.1) -> float:
         """Move the stamp on and return it."""

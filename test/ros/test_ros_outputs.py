@@ -23,7 +23,6 @@ from harness import (
     until,
 )
 from sensor_msgs.msg import CameraInfo, Image, LaserScan, PointCloud2
-from std_srvs.srv import Trigger
 
 from briges_ros import Anchors, CameraModel
 from briges_ros.msg import DepthStatus
@@ -230,16 +229,18 @@ def test_sparse_depth_of_another_camera(rig: Rig) -> None:
 
 def test_millimetres(rig: Rig) -> None:
     depth = rig.tester.listen(Image, 'depth/image')
+    rig.forget()
     in_metres = metres(depth.wait(rig.send()))
     assert rig.tester.set('depth.encoding', '16UC1')[0]
+    rig.forget()
     try:
         message = depth.wait(rig.send())
         assert (message.encoding, message.step) == ('16UC1', 2 * WIDTH)
         millimetres = image_pixels(message, np.uint16)
         told = np.isfinite(in_metres) & (in_metres < 65.5)
         assert told.mean() > 0.5
-        # The same frame gives the same depth, but for a filter that goes on settling.
-        np.testing.assert_allclose(millimetres[told], 1000.0 * in_metres[told], rtol=5e-3, atol=1)
+        error = millimetres[told] - 1000.0 * in_metres[told]
+        assert np.abs(error).max() < 1.0  # the same frame gives the same depth
         assert not millimetres[~np.isfinite(in_metres)].any()
         rig.later(10.0)
         unknown = image_pixels(depth.wait(rig.send(points=False)), np.uint16)
@@ -430,22 +431,24 @@ def test_clearing(rig: Rig) -> None:
 
 def test_range(rig: Rig) -> None:
     depth = rig.tester.listen(Image, 'depth/image')
+    rig.forget()
     everything = metres(depth.wait(rig.send()))
     assert rig.tester.set('depth.max_range', 15.0)[0]
     assert rig.tester.set('depth.min_range', 8.0)[0]
+    rig.forget()
     try:
         limited = metres(depth.wait(rig.send()))
     finally:
         assert rig.tester.set('depth.min_range', 0.1)[0]
         assert rig.tester.set('depth.max_range', 100.0)[0]
     known = np.isfinite(everything)
-    near, far = known & (everything < 7.9), everything > 15.1
+    near, far = known & (everything < 7.99), everything > 15.01
     assert near.any()
     assert far.any()
     assert np.isnan(limited[near]).all()
     assert np.isposinf(limited[far]).all()
-    between = known & (everything > 8.1) & (everything < 14.9)
-    np.testing.assert_allclose(limited[between], everything[between], rtol=5e-3)
+    between = known & (everything > 8.01) & (everything < 14.99)
+    np.testing.assert_allclose(limited[between], everything[between], rtol=1e-5)
     depth.close()
 
 
@@ -489,7 +492,7 @@ def test_reset_scale(rig: Rig) -> None:
     assert status.wait(rig.send()).state == DepthStatus.METRIC
     rig.later(0.3)
     assert status.wait(rig.send(points=False)).state == DepthStatus.HELD
-    assert rig.tester.call(Trigger, 'depth/reset_scale', Trigger.Request()).success
+    rig.forget()
     stamp = rig.send(points=False)
     assert status.wait(stamp).state == DepthStatus.RELATIVE
     assert status.of(stamp).age == -1.0
