@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from briges_ros.alignment import Anchors
+from briges_ros.alignment import Anchors, Dropped, RangeNoise
 from briges_ros.camera import CameraModel
 
 CAMERA = CameraModel(640, 480, [[500.0, 0, 319.5], [0, 500.0, 239.5], [0, 0, 1]])
@@ -46,6 +46,9 @@ def test_points_of_no_use_are_dropped():
     anchors = Anchors.from_points(xyz, CAMERA, mounted(0.1), sigma=np.arange(1.0, 8.0))
     np.testing.assert_array_equal(anchors.depth, [7])
     np.testing.assert_array_equal(anchors.sigma, [7])
+    assert anchors.dropped == Dropped(
+        not_finite=2, behind_camera=1, outside_image=1, too_near=1, too_far=1
+    )
 
 
 def test_the_transform_takes_sensor_to_camera():
@@ -293,6 +296,9 @@ def test_thinning_any_shape_of_crowd(wide, tall):
     [
         ({'v': np.ones((3, 1))}, 'length'),
         ({'sigma': np.ones(2)}, 'length'),
+        ({'weight': np.ones(2)}, 'length'),
+        ({'weight': np.full(3, -1.0)}, 'negative'),
+        ({'group': np.zeros(2, int)}, 'length'),
         ({'u': np.array([1.0, np.nan, 1.0])}, 'finite'),
         ({'depth': np.zeros(3)}, 'positive'),
     ],
@@ -307,3 +313,247 @@ def test_anchors_check_themselves(change, message):
 def test_no_anchors():
     assert len(Anchors.empty()) == 0
     assert len(Anchors.empty().thinned(5)) == 0
+
+
+# ---- what was dropped, and why ------------------------------------------------------------------
+
+
+def test_zero_ranges_are_no_measurement_wherever_the_sensor_stands():
+    """The (0, 0, 0) of a driver lies in view if the sensor stands before the camera."""
+    xyz = np.array([[0.0, 0, 0], [0, 0, 0], [0, 0, 3]])
+    anchors = Anchors.from_points(xyz, CAMERA, mounted(z=1.0))
+    np.testing.assert_array_equal(anchors.depth, [4])
+    assert anchors.dropped == Dropped(not_positive=2)
+    assert Anchors.from_points(xyz, CAMERA, mounted(z=1.0), min_range=0.0).dropped.not_positive == 2
+
+
+def test_repeated_points_count_once():
+    xyz = np.array([[0.1, 0, 2], [0.2, 0, 2], [0.1, 0, 2], [0.1, 0, 2], [0, 0, 2], [0, 0, 4]])
+    anchors = Anchors.from_points(xyz, CAMERA)
+    np.testing.assert_array_equal(anchors.depth, [2, 2, 2, 4])  # one pixel, two depths: both stay
+    assert anchors.dropped == Dropped(duplicate=2)
+
+
+def test_extrinsics_upside_down_leave_all_behind_the_camera():
+    backwards = np.diag([1.0, -1, -1, 1])
+    anchors = Anchors.from_points(np.tile([0.0, 0.1, 5.0], (7, 1)), CAMERA, backwards)
+    assert len(anchors) == 0
+    assert anchors.dropped == Dropped(behind_camera=7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(*[st.floats(width=32) | st.sampled_from([0.0, 1.0, -1.0, 30.0])] * 3),
+        max_size=30,
+    ),
+    st.sampled_from([None, mounted(0.3), mounted(z=-0.5), np.diag([1.0, -1, -1, 1])]),
+    st.sampled_from([(0.1, 200.0), (0.0, np.inf), (5.0, 1.0)]),
+)
+def test_every_point_is_an_anchor_or_has_a_reason(points, T, limits):
+    xyz = np.array(points, np.float32).reshape(-1, 3)
+    anchors = Anchors.from_points(xyz, CAMERA, T, None, *limits)
+    counts = anchors.dropped.by_reason()
+    assert len(anchors) + sum(counts.values()) == len(xyz)
+    assert min(counts.values()) >= 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(width=32) | st.sampled_from([0.0, 1.0, -1.0, np.inf]), max_size=30),
+    st.sampled_from([(0.1, 200.0), (0.0, np.inf), (5.0, 1.0)]),
+)
+def test_every_range_and_pixel_is_an_anchor_or_has_a_reason(ranges, limits):
+    values = np.array(ranges, np.float32)
+    angles = np.linspace(-0.3, 0.3, len(values))
+    scanned = Anchors.from_scan(values, angles, CAMERA, LIDAR, None, *limits)
+    pixels = Anchors.from_depth(values[None], min_range=limits[0], max_range=limits[1])
+    for anchors in (scanned, pixels):
+        counts = anchors.dropped.by_reason()
+        assert len(anchors) + sum(counts.values()) == len(values)
+        assert min(counts.values()) >= 0
+
+
+def test_special_values_mean_what_rep_117_says():
+    special = np.array([np.nan, -np.inf, np.inf, 0.0, -2.0, 0.05, 90.0, 3.0], np.float32)
+    said = Dropped(not_finite=1, not_positive=2, too_near=2, too_far=2)
+    scanned = Anchors.from_scan(special, np.zeros(8), CAMERA, LIDAR, max_range=80.0)
+    pixels = Anchors.from_depth(special[None], min_range=0.1, max_range=80.0)
+    assert scanned.dropped == pixels.dropped == said
+    np.testing.assert_allclose(scanned.depth, [3.0], rtol=1e-6)
+    for value, reason in zip(special[:5], ('not_finite', 'too_near', 'too_far'), strict=False):
+        cone = Anchors.from_cone(float(value), 0.3, CAMERA, LIDAR)
+        assert len(cone) == 0 and getattr(cone.dropped, reason) == 1
+
+
+# ---- noise -------------------------------------------------------------------------------------
+
+
+def test_noise_grows_as_the_sensor_does():
+    noise = RangeNoise(0.01, 0.02, 0.003)
+    np.testing.assert_allclose(noise.sigma(np.array([0.0, 1.0, 10.0])), [0.01, 0.033, 0.51])
+
+
+def test_range_noise_counts_along_z_only():
+    """At 45 degrees off the axis, 10 cm of range are 7 cm of depth; the range is the sensor's."""
+    wide = CameraModel.from_fov(640, 480, 2.0)
+    xyz = np.array([[3.0, 0.0, 3.0], [0.0, 0.0, 3.0]])
+    anchors = Anchors.from_points(xyz, wide, sigma=RangeNoise(0.0, 0.1, 0.0))
+    np.testing.assert_allclose(anchors.sigma, [0.1 * 3, 0.1 * 3], rtol=1e-5)
+    anchors = Anchors.from_points(xyz, wide, mounted(0.0, 0.0, 1.0), RangeNoise(0.1, 0.0, 0.0))
+    np.testing.assert_allclose(anchors.sigma, [0.1 * 0.8, 0.1], rtol=1e-5)
+
+
+# ---- planar scanners ---------------------------------------------------------------------------
+
+# x forward, y left, z up in a camera that looks forward.
+LIDAR = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], np.float64)
+
+
+def test_a_scan_lies_in_its_plane():
+    angles = np.radians([-10.0, 0.0, 10.0])
+    anchors = Anchors.from_scan(np.array([2.0, 3.0, 4.0]), angles, CAMERA, LIDAR)
+    np.testing.assert_allclose(anchors.depth, [2, 3, 4] * np.cos(angles), rtol=1e-5)
+    np.testing.assert_allclose(anchors.u, 319.5 - 500 * np.tan(angles), atol=1e-3)
+    np.testing.assert_allclose(anchors.v, 239.5, atol=1e-3)
+
+
+def test_a_scan_is_taken_back_to_its_first_ray():
+    """A robot that drives on while a wall is scanned: each ray is from farther on."""
+    angles = np.radians(np.linspace(-20, 20, 41))
+    forward = np.linspace(0.0, 0.5, 41)  # metres on, ray by ray
+    ranges = (5.0 - forward) / np.cos(angles)
+    moved = np.eye(4)
+    moved[0, 3] = 0.5
+    anchors = Anchors.from_scan(ranges, angles, CAMERA, LIDAR, T_first_last=moved)
+    np.testing.assert_allclose(anchors.depth, 5.0, rtol=1e-5)
+    assert np.ptp(Anchors.from_scan(ranges, angles, CAMERA, LIDAR).depth) > 0.4
+
+
+def test_a_scan_needs_an_angle_for_each_range():
+    with pytest.raises(ValueError, match='one length'):
+        Anchors.from_scan(np.ones(3), np.ones(2), CAMERA)
+
+
+# ---- rangers with a cone -----------------------------------------------------------------------
+
+
+def test_a_reading_is_one_measurement_at_the_nearest_thing_in_its_cone():
+    relative = np.full((480, 640), 1.0, np.float32)
+    relative[200:300, 350:420] = 5.0  # something near, in the cone
+    relative[0:100, 0:100] = 9.0  # nearer still, outside
+    relative[240, 320] = 50.0  # a pixel gone wrong
+    cone = Anchors.from_cone(2.0, np.radians(25), CAMERA, LIDAR)
+    assert len(cone) > 100 and cone.measurements == 1
+    (settled,) = (cone.settled(relative),)
+    assert len(settled) == 1 and settled.group is None
+    assert 350 <= settled.u[0] < 420 and 200 <= settled.v[0] < 300
+    assert 2.0 * np.cos(np.radians(12.5)) < settled.depth[0] <= 2.0
+
+
+def test_a_wider_cone_says_less():
+    sigma = [
+        float(Anchors.from_cone(3.0, np.radians(fov), CAMERA, LIDAR, 0.02).sigma.max())
+        for fov in (0, 5, 15, 30, 45)
+    ]
+    assert sigma[0] == pytest.approx(0.02)
+    assert sigma == sorted(sigma)
+    assert sigma[-1] > 0.2  # the depth of the cap
+    assert len(Anchors.from_cone(3.0, 0.0, CAMERA, LIDAR)) == 1
+
+
+def test_a_cone_half_out_of_the_image_says_nothing():
+    aside = LIDAR.copy()
+    aside[:3, :3] = LIDAR[:3, :3] @ np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
+    assert Anchors.from_cone(3.0, 0.4, CAMERA, aside).dropped == Dropped(outside_image=1)
+    back = LIDAR @ np.diag([-1.0, -1, 1, 1])
+    assert Anchors.from_cone(3.0, 0.4, CAMERA, back).dropped == Dropped(behind_camera=1)
+    with pytest.raises(ValueError, match='field_of_view'):
+        Anchors.from_cone(3.0, 7.0, CAMERA, LIDAR)
+
+
+def test_a_group_without_a_prediction_is_left_out():
+    cone = Anchors.from_cone(2.0, 0.3, CAMERA, LIDAR)
+    assert len(cone.settled(np.full((480, 640), np.nan, np.float32))) == 0
+    alone = Anchors(np.ones(3), np.ones(3), np.ones(3), np.ones(3))
+    assert alone.settled(np.ones((480, 640), np.float32)) is alone
+
+
+# ---- several sensors ---------------------------------------------------------------------------
+
+
+def test_sensors_are_joined_with_their_weights_and_groups():
+    points = Anchors.from_points(np.array([[0.0, 0, 3], [0, 0, -3]]), CAMERA).weighted(0.5)
+    cones = [Anchors.from_cone(r, 0.3, CAMERA, LIDAR) for r in (2.0, 4.0)]
+    joined = Anchors.joined([cones[0], points, cones[1]])
+    assert joined.measurements == 3
+    assert joined.dropped == Dropped(behind_camera=1)
+    assert joined.size == (640, 480)
+    np.testing.assert_array_equal(np.unique(joined.weight), [0.5, 1.0])
+    settled = joined.settled(np.ones((480, 640), np.float32))
+    assert len(settled) == 3
+    np.testing.assert_array_equal(settled.weight, [1.0, 0.5, 1.0])
+    # All that picks among anchors keeps what belongs to each.
+    few = joined.thinned(50).within(640, 480)
+    assert len(few) == 50 and set(np.unique(few.group)) <= {-1, 0, 1}
+    assert Anchors.joined([points]).group is None
+    assert len(Anchors.joined([])) == 0
+
+
+def test_anchors_of_different_images_are_not_joined():
+    first = Anchors.from_depth(np.ones((4, 5)))
+    with pytest.raises(ValueError, match='different sizes'):
+        Anchors.joined([first, Anchors.from_depth(np.ones((5, 4)))])
+
+
+# ---- spread ------------------------------------------------------------------------------------
+
+
+def street(count=20000, seed=0):
+    """Anchors all over a road that runs to the horizon, and its inverse depth: (240, 640)."""
+    rng = np.random.default_rng(seed)
+    relative = np.repeat(np.arange(240, dtype=np.float32)[:, None] / 800, 640, axis=1)
+    v = rng.uniform(10, 239, count)
+    return Anchors(rng.uniform(0, 639, count), v, 800 / v, np.ones(count)), relative
+
+
+def test_spread_gives_the_far_end_its_share():
+    """Of a street, the far half of the log depth covers a few rows below the horizon."""
+    anchors, relative = street()
+    thinned, spread = anchors.thinned(1000), anchors.spread(1000, 7 * relative - 3)
+    middle = np.sqrt(anchors.depth.min() * anchors.depth.max())
+    assert len(spread) == 1000
+    assert (spread.depth > middle).mean() > 1.3 * (thinned.depth > middle).mean()
+    # and over the image as evenly as before, where the network sees no depth
+    counts = cell_counts(anchors.spread(1000, np.ones_like(relative)), 4, 8, 240, 640)
+    assert counts.min() > 0.6 * counts.mean()
+
+
+@pytest.mark.parametrize('count', [200, 2000])
+def test_spread_does_not_favour_what_is_wrong(count):
+    """Wrong depths lie far apart: by cells of measured depth, they would be most of the choice."""
+    anchors, relative = street()
+    rng = np.random.default_rng(1)
+    wrong = rng.random(len(anchors)) < 0.4
+    depth = np.where(wrong, np.exp(rng.uniform(1, 4.5, len(anchors))), anchors.depth)
+    spread = Anchors(anchors.u, anchors.v, depth, np.where(wrong, 2.0, 1.0)).spread(count, relative)
+    assert 0.3 < (spread.sigma == 2).mean() < 0.5
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.floats(0, 700),
+    st.floats(0, 300),
+    st.floats(1, 1e6),
+    st.integers(0, 499),
+    st.sampled_from([1.0, np.nan, np.inf]),
+)
+def test_spread_any_shape_of_crowd(wide, tall, deep, count, odd):
+    rng = np.random.default_rng(0)
+    relative = rng.random((240, 640), np.float32)
+    relative[::3] *= odd
+    depth = np.exp(rng.random(500) * np.log(deep))
+    anchors = Anchors(rng.random(500) * wide, rng.random(500) * tall, depth, np.ones(500))
+    assert len(anchors.spread(count, relative)) == count
+    chosen = anchors.spread(count, relative).u
+    np.testing.assert_array_equal(anchors.spread(count, relative).u, chosen)
