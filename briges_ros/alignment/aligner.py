@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from briges_ros.alignment.anchors import Anchors
 from briges_ros.alignment.carried import CARRIED_WEIGHT, CarriedDepth, same_scale
+from briges_ros.alignment.edges import edge_weight
 from briges_ros.alignment.fit import (
     DISTRUST,
     AffineFit,
@@ -103,7 +104,8 @@ class Aligner:
         carried = self._memory.recall(image, camera, stamp) if self.refinement else None
         fit = moved = None
         if anchors is not None:
-            few = anchors.thinned(MAX_FIT_ANCHORS)
+            anchors = anchors.settled(relative)
+            few = anchors.spread(MAX_FIT_ANCHORS, relative)
             fit = _fit(relative, few, self._tracker.expected(stamp))
             if self.refinement and isinstance(fit, FitFailure):
                 p = sample(relative, few.u, few.v)
@@ -130,7 +132,7 @@ class Aligner:
             assert anchors is not None
             fresh = anchors.thinned(MAX_REFINEMENT_ANCHORS)
             p = sample(relative, fresh.u, fresh.v)
-            weight = np.ones(len(fresh))
+            weight = fresh.weight.astype(np.float64)
             weight[one_reading(p, fresh.depth)] = DISTRUST
             sources.append((fresh, weight))
             # At fresh anchors only: carried ones agree with the errors that they bring along.
@@ -183,7 +185,10 @@ def _fit(
     relative: Image32, anchors: Anchors, previous: AffineFit | None = None
 ) -> AffineFit | FitFailure:
     predicted = sample(relative, anchors.u, anchors.v)
-    return fit_inverse_depth(predicted, anchors.depth, anchors.sigma, previous=previous)
+    weight = anchors.weight * edge_weight(relative, anchors.u, anchors.v)
+    return fit_inverse_depth(
+        predicted, anchors.depth, anchors.sigma, weight=weight, previous=previous
+    )
 
 
 def _refined(
