@@ -43,6 +43,16 @@ def declare_arguments():
             description='PointCloud2 of a LiDAR, radar or VIO that gives the scale.',
         ),
         DeclareLaunchArgument(
+            'sparse_scan',
+            default_value='sparse/scan',
+            description='LaserScan of a planar LiDAR that gives the scale.',
+        ),
+        DeclareLaunchArgument(
+            'sparse_range',
+            default_value='sparse/range',
+            description='Range of a sonar or ToF ranger that helps with the scale.',
+        ),
+        DeclareLaunchArgument(
             'sparse_depth',
             default_value='sparse/depth',
             description='Depth image of a sparse sensor that gives the scale.',
@@ -151,6 +161,8 @@ def start_node(context):
                 ('image', LaunchConfiguration('image')),
                 ('camera_info', LaunchConfiguration('camera_info')),
                 ('sparse/points', LaunchConfiguration('sparse_points')),
+                ('sparse/scan', LaunchConfiguration('sparse_scan')),
+                ('sparse/range', LaunchConfiguration('sparse_range')),
                 ('sparse/depth', LaunchConfiguration('sparse_depth')),
                 ('sparse/camera_info', LaunchConfiguration('sparse_camera_info')),
             ],

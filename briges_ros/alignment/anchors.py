@@ -466,7 +466,8 @@ class Anchors:
         size = (depth.shape[1], depth.shape[0])
         return cls(u.astype(np.float32), v.astype(np.float32), z, deviation, size, dropped=dropped)
 
-    def _of(self, chosen: npt.NDArray[Any]) -> Anchors:
+    def take(self, chosen: npt.NDArray[Any]) -> Anchors:
+        """Keep the anchors that a mask (N,) or indices (M,) choose."""
         return replace(
             self,
             u=self.u[chosen],
@@ -487,7 +488,7 @@ class Anchors:
         inside &= (self.v >= -0.5) & (self.v < height - 0.5)
         if inside.all():
             return self
-        return self._of(inside)
+        return self.take(inside)
 
     def weighted(self, by: float | Vector) -> Anchors:
         """Have each anchor count `by` times, one number or (N,), what it did."""
@@ -515,7 +516,7 @@ class Anchors:
             if members.size:
                 ranked = members[np.argsort(-p[members], kind='stable')]
                 keep[ranked[int(_CONE_ECHO * len(ranked))]] = True
-        return replace(self._of(keep), group=None)
+        return replace(self.take(keep), group=None)
 
     def thinned(self, max_count: int) -> Anchors:
         """Keep at most `max_count` of the anchors, evenly over the image, always the same ones.
@@ -528,7 +529,7 @@ class Anchors:
         """
         if len(self) <= max_count:
             return self
-        return self._of(even_choice((self.u, self.v), max_count))
+        return self.take(even_choice((self.u, self.v), max_count))
 
     def spread(self, max_count: int, relative: npt.NDArray[np.float32]) -> Anchors:
         """Keep at most `max_count`, evenly over image and depth, always the same ones.
@@ -568,7 +569,7 @@ class Anchors:
         level = (p - np.float32(low)) * np.float32(255 / max(high - low, 1e-30))
         extent = _DEPTH_EXTENT * float(np.ptp(self.u) + np.ptp(self.v))
         predicted = extent * levels.take(level.clip(0, 255).astype(np.uint8))
-        return self._of(even_choice((self.u, self.v, predicted), max_count))
+        return self.take(even_choice((self.u, self.v, predicted), max_count))
 
 
 def rigid_transform(T: npt.ArrayLike) -> npt.NDArray[np.float64]:

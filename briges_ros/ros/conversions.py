@@ -9,11 +9,13 @@ the topic and puts its name before the text.
 from __future__ import annotations
 
 import array
+import math
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sensor_msgs.msg import CameraInfo, Image, LaserScan, PointCloud2, PointField
+from sensor_msgs.msg import CameraInfo, Image, LaserScan, PointCloud2, PointField, Range
 from std_msgs.msg import Header
 
 from briges_ros.camera import CameraModel
@@ -25,6 +27,7 @@ from briges_ros.scan import Scan
 _BIG_ENDIAN = sys.byteorder == 'big'
 
 _DEPTH: dict[str, type] = {'16UC1': np.uint16, '32FC1': np.float32}
+_LONGEST_SCAN = 1.0  # s; a scan that says it took longer has time_increment wrong
 _COORDINATE: dict[int, type] = {PointField.FLOAT32: np.float32, PointField.FLOAT64: np.float64}
 
 
@@ -95,7 +98,7 @@ def cloud_to_points(message: PointCloud2) -> np.ndarray:
     Points that are not finite stay in: what is done with them is not a matter of the message.
 
     Raises:
-        MessageError: missing or odd fields, sizes that disagree, no point, or no finite point.
+        MessageError: missing or odd fields, sizes that disagree, or no point.
     """
     count = message.width * message.height
     if count == 0 or len(message.data) == 0:
@@ -120,8 +123,6 @@ def cloud_to_points(message: PointCloud2) -> np.ndarray:
             offset=offset,
             strides=(message.row_step, message.point_step),
         )
-    if not np.isfinite(points).all(axis=-1).any():
-        raise MessageError(f'none of the {count} points is finite: check the sensor')
     return points.reshape(-1, 3)
 
 
@@ -152,6 +153,117 @@ def _coordinates(message: PointCloud2) -> tuple[list[int], np.dtype]:
             'mend the publisher'
         )
     return [field.offset for field in xyz], dtype
+
+
+# ---- scans and ranges in ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PolarScan:
+    """A scan as arrays.
+
+    Attributes:
+        ranges: (N,) float32 metres, special values as REP 117 has them.
+        angles: (N,) float64 radians about z, from x towards y.
+        min_range, max_range: of the sensor, metres.
+        duration: seconds from the first ray to the last; 0 if the message does not say.
+    """
+
+    ranges: np.ndarray
+    angles: np.ndarray
+    min_range: float
+    max_range: float
+    duration: float
+
+
+def scan_to_polar(message: LaserScan) -> PolarScan:
+    """Return the ranges and angles of a scan.
+
+    Raises:
+        MessageError: no range, angles that do not fit them, or no range limits.
+    """
+    count = len(message.ranges)
+    if count == 0:
+        raise MessageError('the scan is empty: check the sensor')
+    first, last, step = message.angle_min, message.angle_max, message.angle_increment
+    if not all(map(math.isfinite, (first, last, step))) or (step == 0 and count > 1):
+        raise MessageError(
+            f'its angles go from {first} to {last} by {step}: publish finite radians and an '
+            'angle_increment that is not zero'
+        )
+    # Drivers differ on whether angle_max is the last ray or the one after it.
+    expected = (last - first) / step + 1 if count > 1 else 1.0
+    if abs(expected - count) > max(2.0, 0.01 * count):
+        raise MessageError(
+            f'ranges holds {count} values, but its angles are for {expected:.0f}: mend '
+            'angle_min, angle_max or angle_increment in the publisher'
+        )
+    _check_limits('range_min', message.range_min, 'range_max', message.range_max)
+    duration = message.time_increment * (count - 1)
+    return PolarScan(
+        ranges=np.asarray(message.ranges, np.float32),
+        angles=first + step * np.arange(count),
+        min_range=message.range_min,
+        max_range=message.range_max,
+        duration=duration if 0 < duration <= _LONGEST_SCAN else 0.0,
+    )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a ranger with a cone says.
+
+    Attributes:
+        distance: metres of the nearest thing in the cone; -inf: too near to measure, +inf: nothing
+            in range (REP 117).
+        field_of_view: angle of the whole cone, radians.
+        min_range, max_range: of the sensor, metres.
+        sigma: standard deviation in metres, or None if the message does not say.
+    """
+
+    distance: float
+    field_of_view: float
+    min_range: float
+    max_range: float
+    sigma: float | None
+
+
+def range_to_reading(message: Range) -> Reading:
+    """Return what a Range says; of either radiation type, since both give the nearest echo.
+
+    A ranger of fixed distance (min_range == max_range) detects that something is nearer than that,
+    not how near: its detection is -inf, whatever the driver sends for it.
+
+    Raises:
+        MessageError: an impossible field of view, or no range limits.
+    """
+    if not 0 <= message.field_of_view <= math.pi:
+        raise MessageError(
+            f'field_of_view is {message.field_of_view}: publish the angle of the whole cone, 0 to '
+            'pi radians'
+        )
+    distance = message.range
+    if message.min_range == message.max_range:
+        if math.isfinite(distance):
+            distance = -math.inf if distance <= message.max_range else math.inf
+    else:
+        _check_limits('min_range', message.min_range, 'max_range', message.max_range)
+    variance = getattr(message, 'variance', 0.0)  # came with Iron
+    return Reading(
+        distance=distance,
+        field_of_view=message.field_of_view,
+        min_range=message.min_range,
+        max_range=message.max_range,
+        sigma=math.sqrt(variance) if 0 < variance < math.inf else None,
+    )
+
+
+def _check_limits(low_name: str, low: float, high_name: str, high: float) -> None:
+    if not 0 <= low < high:
+        raise MessageError(
+            f'{low_name} is {low} and {high_name} {high}: publish what the sensor can measure, '
+            'in metres'
+        )
 
 
 # ---- camera in ----------------------------------------------------------------------------------

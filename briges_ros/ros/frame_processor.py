@@ -16,7 +16,6 @@ from briges_ros.inference.engine import EngineError
 from briges_ros.pipeline import DepthPipeline
 from briges_ros.ros.camera_input import CameraInput, ImageMessage
 from briges_ros.ros.camera_mount import CameraMount
-from briges_ros.ros.conversions import stamp_seconds
 from briges_ros.ros.health import Health
 from briges_ros.ros.outputs import OVER_GROUND, Outputs, Source
 from briges_ros.ros.parameters import Settings
@@ -91,8 +90,7 @@ class FrameProcessor:
         image, view = self._camera_input.look(message, settings)
         self._tell_camera(view.note)
         context = FrameContext(
-            stamp=stamp_seconds(message.header.stamp),
-            frame_id=message.header.frame_id,
+            header=message.header,
             camera=view.camera,
             settings=settings,
             undistortion=view.undistortion,
@@ -100,7 +98,7 @@ class FrameProcessor:
         apply_settings(self._pipeline, settings)
         pose = None
         if wanted & OVER_GROUND or settings.prior_ground:
-            pose = self._mount.pose(settings, context.frame_id, message.header.stamp)
+            pose = self._mount.pose(settings, message.header.frame_id, message.header.stamp)
         decoded = time.monotonic()
         frame = self._pipeline(
             image,
@@ -115,6 +113,7 @@ class FrameProcessor:
         counters.processed += 1
         self._health.scale = frame.scale
         self._health.sparse = self._sparse_inputs.note
+        self._health.sources = self._sparse_inputs.reports
         self._tell_state(frame.scale)
         self._outputs.publish(
             frame,
@@ -152,10 +151,7 @@ def visible(anchors: Anchors | None, blind: np.ndarray | None) -> Anchors | None
         return anchors
     columns = np.rint(anchors.u).astype(np.intp).clip(0, blind.shape[1] - 1)
     rows = np.rint(anchors.v).astype(np.intp).clip(0, blind.shape[0] - 1)
-    seen = ~blind[rows, columns]
-    return Anchors(
-        anchors.u[seen], anchors.v[seen], anchors.depth[seen], anchors.sigma[seen], anchors.size
-    )
+    return anchors.take(~blind[rows, columns])
 
 
 def apply_settings(pipeline: DepthPipeline, settings: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,23 @@ class Counters:
         return self.superseded + self.malformed + self.failed
 
 
+@dataclass(frozen=True)
+class SourceReport:
+    """What became of a sparse source's measurements in one frame.
+
+    Attributes:
+        source: points, scan, depth or range.
+        anchors: number of measurements in use.
+        delay: seconds, the stamp of the image less that of the measurements; NaN without any.
+        left_out: number of the others by reason, see msg/DepthStatus.msg.
+    """
+
+    source: str
+    anchors: int
+    delay: float
+    left_out: Mapping[str, int]
+
+
 @dataclass
 class Health:
     """What the diagnostics tell; kept up to date by the node and its worker."""
@@ -43,6 +61,7 @@ class Health:
     scale: ScaleEstimate | None = None  # of the last frame
     sparse: str = ''  # why the last frame had no sparse measurements
     camera: str = ''  # what is assumed of the camera
+    sources: tuple[SourceReport, ...] = ()  # what became of those that it had
     total_ms: float = 0.0
     _counted: tuple[float, int] = (0.0, 0)  # when the rate was last taken, frames processed then
 
@@ -117,6 +136,10 @@ def diagnostics(health: Health, node_name: str, stamp: Any) -> DiagnosticArray:
             'quality of the fit': f'{scale.quality:.2f}',
             'age of the scale [s]': f'{scale.age:.2f}',
         }
+    for report in health.sources:
+        left_out = ', '.join(f'{count} {reason}' for reason, count in report.left_out.items())
+        used = f'{report.anchors} in use'
+        values[f'sparse/{report.source}'] = f'{used}; {left_out}' if left_out else used
     status = DiagnosticStatus(
         level=level,
         name=f'{node_name.lstrip("/")}: depth',

@@ -203,6 +203,7 @@ class DepthNode(LifecycleNode):
             self._inputs.close()
             self._inputs = None
         self._health.silence = ''
+        self._health.sources = ()
 
     def _release(self) -> None:
         self._deactivate()

@@ -217,6 +217,11 @@ class Outputs:
 
     def _status(self, frame: DepthFrame, source: Source, health: Health) -> Any:
         scale, timing = frame.scale, frame.timing
+        left_out = [
+            (report.source, reason, count)
+            for report in health.sources
+            for reason, count in report.left_out.items()
+        ]
         return self._status_type(
             header=source.header,
             state=int(getattr(self._status_type, scale.state.name)),
@@ -229,6 +234,11 @@ class Outputs:
             residual=float(scale.residual),
             quality=float(scale.quality),
             age=float(scale.age) if math.isfinite(scale.age) else -1.0,
+            sparse_sources=[report.source for report in health.sources],
+            sparse_anchors=[report.anchors for report in health.sources],
+            sparse_delays=[report.delay for report in health.sources],
+            sparse_reasons=[f'{source}: {reason}' for source, reason, _ in left_out],
+            sparse_counts=[count for _, _, count in left_out],
             preprocess_ms=float(source.decode_ms + timing['preprocess']),
             inference_ms=float(timing['inference']),
             align_ms=float(timing['align']),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, TypeAlias
 
+from briges_ros.alignment.anchors import RangeNoise
 from briges_ros.errors import BrigesError
 from briges_ros.inference.engine import PRECISIONS
 
@@ -19,6 +20,10 @@ Value: TypeAlias = bool | int | float | str | tuple[float, ...]
 # In an array "not given" is all zeros: a parameter file cannot hold an empty array (rclpy would
 # read it as "not set"), and a quaternion of zeros is no rotation, so nothing else is lost.
 NO_EXTRINSICS = (0.0,) * 7
+
+
+# The sparse sources: what comes on the topics sparse/points and so on.
+SOURCES = ('points', 'scan', 'depth', 'range')
 
 
 class ParameterError(BrigesError):
@@ -73,6 +78,56 @@ class Parameter:
             unit = f' {self.unit}' if self.unit else ''
             return f"'{self.name}' is {value}: give {self.low} to {self.high}{unit}"
         return ''
+
+
+def _of_source(
+    source: str, noise: tuple[float, float, float], min_range: float
+) -> tuple[Parameter, ...]:
+    """Return the rows of one sparse source."""
+    return (
+        Parameter(
+            f'sparse.{source}.noise',
+            noise,
+            f'Standard deviation of a range r on sparse/{source}: floor + per_metre * r + '
+            'per_metre2 * r^2. The three of them, floor in metres.',
+            Change.NEXT_FRAME,
+            unit='m, 1, 1/m',
+        ),
+        Parameter(
+            f'sparse.{source}.min_range',
+            min_range,
+            f'Nearer measurements on sparse/{source} are left out.',
+            Change.NEXT_FRAME,
+            unit='m',
+            low=0.0,
+            high=1000.0,
+        ),
+        Parameter(
+            f'sparse.{source}.max_range',
+            200.0,
+            f'Farther measurements on sparse/{source} are left out.',
+            Change.NEXT_FRAME,
+            unit='m',
+            low=0.01,
+            high=10000.0,
+        ),
+        Parameter(
+            f'sparse.{source}.weight',
+            1.0,
+            f'How much an anchor of sparse/{source} counts, beside its noise, against one of '
+            'another source. 0: not at all.',
+            Change.NEXT_FRAME,
+            low=0.0,
+            high=1000.0,
+        ),
+        Parameter(
+            f'sparse.{source}.extrinsics',
+            NO_EXTRINSICS,
+            f'As sparse.extrinsics, for sparse/{source} alone; wins over it. All zero: not given.',
+            Change.NEXT_FRAME,
+            unit='m, quaternion',
+        ),
+    )
 
 
 PARAMETERS: tuple[Parameter, ...] = (
@@ -368,6 +423,17 @@ PARAMETERS: tuple[Parameter, ...] = (
         unit='m, quaternion',
     ),
     Parameter(
+        'sparse.fixed_frame',
+        'odom',
+        'Frame of TF in which the surroundings stand still: through it, measurements are taken '
+        'from their own time to that of the image. Empty: they are taken as they are.',
+        Change.NEXT_FRAME,
+    ),
+    *_of_source('points', noise=(0.02, 0.005, 0.0), min_range=0.1),
+    *_of_source('scan', noise=(0.03, 0.01, 0.0), min_range=0.0),
+    *_of_source('depth', noise=(0.02, 0.005, 0.0), min_range=0.0),
+    *_of_source('range', noise=(0.02, 0.02, 0.0), min_range=0.0),
+    Parameter(
         'hold_duration',
         5.0,
         'How long the last scale is used when no sparse measurement fits any more.',
@@ -422,8 +488,43 @@ BY_NAME: dict[str, Parameter] = {parameter.name: parameter for parameter in PARA
 
 
 @dataclass(frozen=True)
+class SourceSettings:
+    """The parameters of one sparse source.
+
+    Attributes:
+        noise: of its range.
+        min_range, max_range: metres.
+        weight: of its anchors.
+        extrinsics: the translation and quaternion that the user gave for this source, or for all;
+            None for neither.
+    """
+
+    noise: RangeNoise
+    min_range: float
+    max_range: float
+    weight: float
+    extrinsics: tuple[float, ...] | None
+
+    @classmethod
+    def of(cls, source: str, values: Mapping[str, Any]) -> SourceSettings:
+        """Build from values by ROS name."""
+
+        def value(name: str) -> Any:
+            return values[f'sparse.{source}.{name}']
+
+        given = (value('extrinsics'), values['sparse.extrinsics'])
+        return cls(
+            noise=RangeNoise(*value('noise')),
+            min_range=value('min_range'),
+            max_range=value('max_range'),
+            weight=value('weight'),
+            extrinsics=next((tuple(pose) for pose in given if pose and any(pose)), None),
+        )
+
+
+@dataclass(frozen=True)
 class Settings:
-    """The values of all parameters at one moment."""
+    """The values of all parameters at one moment; those of the sparse sources by source."""
 
     model: str
     backend: str
@@ -458,18 +559,19 @@ class Settings:
     clearing_max_range: float
     output_qos: str
     sparse_max_age: float
-    sparse_extrinsics: tuple[float, ...]
+    sparse_fixed_frame: str
     hold_duration: float
     refinement: bool
     prior_ground: bool
     prior_scale: float
     prior_shift: float
+    sources: Mapping[str, SourceSettings]
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
         """Build from values by ROS name; names that the table lacks are ignored."""
         found = {name.replace('.', '_'): value for name, value in values.items() if name in BY_NAME}
-        found['sparse_extrinsics'] = tuple(found.get('sparse_extrinsics') or NO_EXTRINSICS)
+        found['sources'] = {source: SourceSettings.of(source, values) for source in SOURCES}
         return cls(**{field.name: found[field.name] for field in fields(cls)})
 
     @property
@@ -492,11 +594,6 @@ class Settings:
             )
         return size if any(size) else None
 
-    @property
-    def extrinsics(self) -> tuple[float, ...] | None:
-        """The translation and quaternion that the user gave, or None."""
-        return self.sparse_extrinsics if any(self.sparse_extrinsics) else None
-
 
 def complaint(values: Mapping[str, Any]) -> str:
     """Return why these values (by ROS name; some may be missing) cannot be had, or ''.
@@ -510,17 +607,34 @@ def complaint(values: Mapping[str, Any]) -> str:
         low, high = values.get(least), values.get(most)
         if low is not None and high is not None and low >= high:
             return f"'{least}' {low} m is not below '{most}' {high} m"
-    extrinsics = tuple(values.get('sparse.extrinsics') or NO_EXTRINSICS)
-    if len(extrinsics) != 7:
+    for source in SOURCES:
+        name = f'sparse.{source}'
+        near, far = values.get(f'{name}.min_range'), values.get(f'{name}.max_range')
+        if near is not None and far is not None and near >= far:
+            return f"'{name}.min_range' {near} m is not below '{name}.max_range' {far} m"
+        noise = values.get(f'{name}.noise')
+        if noise is not None and (len(noise) != 3 or noise[0] <= 0 or min(noise) < 0):
+            return (
+                f"'{name}.noise' is {list(noise)}: give three numbers that are not negative, "
+                'floor (above zero), per_metre and per_metre2'
+            )
+    poses = ['sparse.extrinsics', *(f'sparse.{source}.extrinsics' for source in SOURCES)]
+    return next(filter(None, (_pose_complaint(name, values.get(name)) for name in poses)), '')
+
+
+def _pose_complaint(name: str, value: Any) -> str:
+    """Return why this cannot be a pose, or ''."""
+    pose = tuple(value or NO_EXTRINSICS)
+    if len(pose) != 7:
         return (
-            f"'sparse.extrinsics' holds {len(extrinsics)} numbers: give x, y, z and the quaternion "
-            'x, y, z, w (or all zeros for none)'
+            f"'{name}' holds {len(pose)} numbers: give x, y, z and the quaternion x, y, z, w (or "
+            'all zeros for none)'
         )
-    norm = math.hypot(*extrinsics[3:])
-    if any(extrinsics) and abs(norm - 1) > 1e-2:
+    norm = math.hypot(*pose[3:])
+    if any(pose) and abs(norm - 1) > 1e-2:
         return (
-            f"'sparse.extrinsics' has a quaternion of length {norm:.4g}: give a unit quaternion "
-            'x, y, z, w after the translation (no rotation: 0, 0, 0, 1)'
+            f"'{name}' has a quaternion of length {norm:.4g}: give a unit quaternion x, y, z, w "
+            'after the translation (no rotation: 0, 0, 0, 1)'
         )
     return ''
 

@@ -4,35 +4,58 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from rclpy.qos import qos_profile_sensor_data
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, Image, LaserScan, PointCloud2, Range
+from std_msgs.msg import Header
 
 from briges_ros.alignment.anchors import Anchors
 from briges_ros.camera import CameraModel, Undistortion
-from briges_ros.errors import BrigesError
-from briges_ros.point_cloud import organised_points
 from briges_ros.ros.conversions import (
     MessageError,
     camera_from_info,
     cloud_to_points,
     image_to_depth,
+    range_to_reading,
+    same_calibration,
+    scan_to_polar,
     stamp_seconds,
 )
-from briges_ros.ros.parameters import Settings
+from briges_ros.ros.health import SourceReport
+from briges_ros.ros.parameters import Settings, SourceSettings
 from briges_ros.ros.throttle import ThrottledLog
-from briges_ros.ros.transforms import Transforms
+from briges_ros.ros.transforms import TransformError, Transforms
 
 T = TypeVar('T')
 
 _KEPT = 60  # messages per topic: a 30 Hz depth camera may run ahead of the network by 2 s
 _LOOP = 1.0  # s; stamps that go back by more mean that time began again
 _MAX_POINTS = 20_000  # of a depth image from another camera; more cost time and add nothing
+_MAX_SENSORS = 16  # on one topic, told apart by frame_id
+_STILL = 1e-3  # m, or radians: half a pixel for a VGA camera
+
+# What to do about measurements that are left out, by reason.
+_MENDS = {
+    'not_finite': 'are not finite: check the sensor, if that is not its way to say nothing there',
+    'not_positive': 'have a range of zero or less: have the driver send NaN or +inf for nothing '
+    'there (REP 117)',
+    'duplicate': 'repeat others: have the driver send each point once',
+    'too_near': "are nearer than the sensor can measure or '{parameters}.min_range' allows",
+    'too_far': "are farther than the sensor can measure or '{parameters}.max_range' allows, or "
+    'nothing was there',
+    'behind_camera': "are behind the camera: check that its frame '{frame}' and the extrinsics are "
+    'right, which may be upside down',
+    'outside_image': "are beside the image: check that its frame '{frame}' and the extrinsics are "
+    'right',
+    'hidden': 'are hidden from the camera by others: check the extrinsics',
+}
+_TOLD_ANYWAY = ('not_finite', 'not_positive', 'duplicate')
+_REGULAR = ('too_near', 'too_far')  # a sensor with nothing in its range works
 
 
 class StampedBuffer(Generic[T]):
@@ -41,7 +64,6 @@ class StampedBuffer(Generic[T]):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._entries: deque[tuple[float, T]] = deque(maxlen=_KEPT)
-        self.latest: float | None = None  # stamp of the last message, kept or not
 
     def add(self, stamp: float, message: T) -> None:
         """Keep a message; a stamp far in the past of the last one empties the buffer first."""
@@ -49,7 +71,6 @@ class StampedBuffer(Generic[T]):
             if self._entries and stamp < self._entries[-1][0] - _LOOP:
                 self._entries.clear()
             self._entries.append((stamp, message))
-            self.latest = stamp
 
     def nearest(self, stamp: float, max_age: float) -> T | None:
         """Return the message nearest to `stamp` (seconds), or None if none is within `max_age`.
@@ -61,7 +82,9 @@ class StampedBuffer(Generic[T]):
                 self._entries.popleft()
             if not self._entries:
                 return None
-            nearest, message = min(self._entries, key=lambda entry: abs(entry[0] - stamp))
+            # Of those with one stamp the last: a driver may send all with none.
+            latest_first = reversed(self._entries)
+            nearest, message = min(latest_first, key=lambda entry: abs(entry[0] - stamp))
         return message if abs(nearest - stamp) <= max_age else None
 
 
@@ -69,35 +92,84 @@ class StampedBuffer(Generic[T]):
 class FrameContext:
     """What the anchors of a frame depend on."""
 
-    stamp: float  # s, of the image
-    frame_id: str  # optical frame, of the image
+    header: Header  # of the image: its stamp and optical frame
     camera: CameraModel
     settings: Settings
     undistortion: Undistortion | None = None  # what the image went through
 
+    @property
+    def stamp(self) -> float:
+        """Seconds."""
+        return stamp_seconds(self.header.stamp)
+
+
+class _Source:
+    """One topic: the messages of each of the sensors on it, told apart by frame_id."""
+
+    def __init__(self, name: str, message_type: type, convert: _Convert) -> None:
+        self.name = name
+        self.message_type = message_type
+        self.convert = convert
+        self.topic = ''  # fully qualified, once subscribed
+        self.latest: float | None = None  # stamp of the last message
+        self._lock = threading.Lock()
+        self._sensors: dict[str, StampedBuffer[Any]] = {}
+
+    def add(self, message: Any) -> None:
+        stamp = stamp_seconds(message.header.stamp)
+        with self._lock:
+            buffer = self._sensors.pop(message.header.frame_id, None) or StampedBuffer()
+            self._sensors[message.header.frame_id] = buffer  # the last to have sent comes last
+            if len(self._sensors) > _MAX_SENSORS:
+                del self._sensors[next(iter(self._sensors))]
+        buffer.add(stamp, message)
+        self.latest = stamp
+
+    def nearest(self, stamp: float, max_age: float) -> list[Any]:
+        """Return of each sensor the message nearest to `stamp`, if one is within `max_age`."""
+        with self._lock:
+            buffers = list(self._sensors.values())
+        found = (buffer.nearest(stamp, max_age) for buffer in buffers)
+        return [message for message in found if message is not None]
+
+
+_Convert = Callable[[Any, FrameContext, SourceSettings], Anchors]
+
 
 class SparseInputs:
-    """Subscribes to the sparse sensors while it exists, and makes anchors of what they sent."""
+    """Subscribes to the sparse sensors while it exists, and makes anchors of what they sent.
+
+    Attributes:
+        note: what was wrong with the sensors in the last frame, in words; empty for nothing.
+        reports: what became of the measurements of each source in the last frame.
+    """
 
     def __init__(self, node: Any, transforms: Transforms, log: ThrottledLog) -> None:
         self._node = node
         self._transforms = transforms
         self._log = log
-        self._clouds: StampedBuffer[PointCloud2] = StampedBuffer()
-        self._depths: StampedBuffer[Image] = StampedBuffer()
+        self._told: set[tuple[str, str]] = set()
         self._depth_info: CameraInfo | None = None
-        self.note = ''  # why the last frame got no anchors from some sensor
-        self._subscriptions = [
-            node.create_subscription(message_type, topic, callback, qos_profile_sensor_data)
-            for message_type, topic, callback in (
-                (PointCloud2, 'sparse/points', _adder(self._clouds)),
-                (Image, 'sparse/depth', _adder(self._depths)),
-                (CameraInfo, 'sparse/camera_info', self._receive_info),
-            )
-        ]
-        self._cloud_topic, self._depth_topic, self._info_topic = (
-            subscription.topic_name for subscription in self._subscriptions
+        self._depth_camera: tuple[CameraInfo, CameraModel] | None = None
+        self.note = ''
+        self.reports: tuple[SourceReport, ...] = ()
+        self._sources = (
+            _Source('points', PointCloud2, self._from_cloud),
+            _Source('scan', LaserScan, self._from_scan),
+            _Source('depth', Image, self._from_depth),
+            _Source('range', Range, self._from_range),
         )
+        self._subscriptions: list[Any] = []
+        for source in self._sources:
+            source.topic = self._subscribe(source.message_type, source.name, source.add)
+        self._info_topic = self._subscribe(CameraInfo, 'camera_info', self._receive_info)
+
+    def _subscribe(self, message_type: type, name: str, callback: Callable[[Any], None]) -> str:
+        subscription = self._node.create_subscription(
+            message_type, f'sparse/{name}', callback, qos_profile_sensor_data
+        )
+        self._subscriptions.append(subscription)
+        return str(subscription.topic_name)
 
     def close(self) -> None:
         """Drop the subscriptions."""
@@ -110,110 +182,253 @@ class SparseInputs:
 
         A message that cannot be used is reported and left out; the frame goes on without it.
         """
-        self.note = ''
-        found = [
-            anchors
-            for topic, buffer, convert in (
-                (self._cloud_topic, self._clouds, self._from_cloud),
-                (self._depth_topic, self._depths, self._from_depth),
+        found, reports, notes = [], [], []
+        for source in self._sources:
+            if source.latest is None:
+                continue
+            anchors, report, note = self._of_source(source, source.latest, context)
+            reports.append(report)
+            if note:
+                notes.append(note)
+            if anchors is not None:
+                found.append(anchors)
+        if not reports:
+            topics = [f"'{source.topic}'" for source in self._sources]
+            notes.append(f'nothing came on {", ".join(topics[:-1])} or {topics[-1]} yet')
+        self.note = '; '.join(notes)
+        self.reports = tuple(reports)
+        return Anchors.joined(found) if found else None
+
+    def _of_source(
+        self, source: _Source, latest: float, context: FrameContext
+    ) -> tuple[Anchors | None, SourceReport, str]:
+        """Return a source's anchors, what became of its measurements, and what is wrong."""
+        settings = context.settings.sources[source.name]
+        messages = source.nearest(context.stamp, context.settings.sparse_max_age)
+        left_out: Counter[str] = Counter()
+        if not messages:
+            apart = latest - context.stamp
+            left_out['from_the_future' if apart > 0 else 'too_old'] = 1
+            note = (
+                f"the last message of '{source.topic}' is {abs(apart):.2f} s "
+                f'{"younger" if apart > 0 else "older"} than the image, more than '
+                f"'sparse.max_age' {context.settings.sparse_max_age:g} s: does the sensor still "
+                'send, by the same clock?'
             )
-            if (anchors := self._of_topic(topic, buffer, convert, context)) is not None
-        ]
-        if not found:
-            self.note = self.note or self._why_none(context)
-            return None
-        if len(found) == 1:
-            return found[0]
-        u, v, depth, sigma = (
-            np.concatenate([getattr(anchors, name) for anchors in found])
-            for name in ('u', 'v', 'depth', 'sigma')
+            self._log.warning(note)
+            return None, SourceReport(source.name, 0, math.nan, left_out), note
+        found, notes, delay = [], [], math.inf
+        for message in messages:
+            delay = min(delay, context.stamp - stamp_seconds(message.header.stamp), key=abs)
+            try:
+                anchors = source.convert(message, context, settings)
+            except (MessageError, TransformError) as error:
+                left_out['malformed' if isinstance(error, MessageError) else 'no_pose'] += 1
+                notes.append(f"'{source.topic}': {error}")
+                self._log.error(notes[-1])
+                continue
+            dropped = {reason: n for reason, n in anchors.dropped.by_reason().items() if n}
+            left_out.update(dropped)
+            if len(anchors):
+                self._tell_once(source, dropped)
+            else:
+                notes.append(self._nothing_left(source, message, dropped))
+            if settings.weight > 0:
+                found.append(anchors.weighted(settings.weight))
+        if settings.weight == 0:
+            notes.append(f"'{source.topic}' is not used: 'sparse.{source.name}.weight' is 0")
+        joined = Anchors.joined(found) if found else None
+        count = joined.measurements if joined is not None else 0
+        return joined, SourceReport(source.name, count, delay, left_out), '; '.join(notes)
+
+    def _nothing_left(self, source: _Source, message: Any, dropped: dict[str, int]) -> str:
+        """Say why no measurement of a message is of use."""
+        reason = max(dropped, key=lambda reason: dropped[reason])
+        mend = _MENDS[reason].format(
+            parameters=f'sparse.{source.name}', frame=message.header.frame_id
         )
-        return Anchors(u, v, depth, sigma, found[0].size)
+        total = sum(dropped.values())
+        note = (
+            f"'{source.topic}': nothing of it falls into the image: {dropped[reason]} of {total} "
+            f'measurements {mend}'
+        )
+        if reason in _REGULAR:
+            self._once((source.name, reason), note)
+        else:
+            self._log.warning(note)
+        return note
 
-    def _why_none(self, context: FrameContext) -> str:
-        """Return why no sensor has a message for this frame, in words."""
-        limit = context.settings.sparse_max_age
-        for topic, buffer in (
-            (self._cloud_topic, self._clouds),
-            (self._depth_topic, self._depths),
-        ):
-            if buffer.latest is not None:
-                apart = buffer.latest - context.stamp
-                why = (
-                    f"the last message of '{topic}' is {abs(apart):.2f} s "
-                    f'{"younger" if apart > 0 else "older"} than the image, more than '
-                    f"'sparse.max_age' {limit:g} s: does the sensor still send, by the same clock?"
-                )
-                self._log.warning(why)
-                return why
-        return f"nothing came on '{self._cloud_topic}' or '{self._depth_topic}' yet"
+    def _tell_once(self, source: _Source, dropped: dict[str, int]) -> None:
+        """Name the measurements that are wrong, though others are left, once for each reason."""
+        for reason in _TOLD_ANYWAY:
+            # A sparse depth image has holes, and may say so by 0 or NaN (REP 118).
+            holes = source.name == 'depth' and reason != 'duplicate'
+            if reason in dropped and not holes:
+                told = f"'{source.topic}': {dropped[reason]} measurements {_MENDS[reason]}"
+                self._once((source.name, reason), told)
 
-    def _of_topic(
-        self,
-        topic: str,
-        buffer: StampedBuffer[Any],
-        convert: Callable[[Any, FrameContext], Anchors],
-        context: FrameContext,
-    ) -> Anchors | None:
-        message = buffer.nearest(context.stamp, context.settings.sparse_max_age)
-        if message is None:
-            return None
-        try:
-            anchors = convert(message, context)
-        except BrigesError as error:
-            self.note = f"'{topic}': {error}"
-            self._log.error(self.note)
-            return None
-        if len(anchors) == 0:
-            self.note = (
-                f"'{topic}': nothing of it falls into the image: check that its frame "
-                f"'{message.header.frame_id}' and the extrinsics are right"
-            )
-            self._log.warning(self.note)
-        return anchors
+    def _once(self, key: tuple[str, str], text: str) -> None:
+        """Log what may be as it should, the first time."""
+        if key not in self._told:
+            self._told.add(key)
+            self._log.info(text)
 
-    def _from_cloud(self, message: PointCloud2, context: FrameContext) -> Anchors:
+    # ---- by type of message ----------------------------------------------------------------------
+
+    def _from_cloud(
+        self, message: PointCloud2, context: FrameContext, settings: SourceSettings
+    ) -> Anchors:
         points = cloud_to_points(message)
-        return Anchors.from_points(points, context.camera, self._pose(message, context))
+        pose = self._pose(message, context, settings)
+        if pose is not None and message.header.frame_id == context.settings.sparse_fixed_frame:
+            # Landmarks of a VIO: the frame is not where they were seen from, the camera is.
+            points, pose = points @ pose[:3, :3].T + pose[:3, 3], None
+        return Anchors.from_points(
+            points,
+            context.camera,
+            pose,
+            settings.noise,
+            settings.min_range,
+            settings.max_range,
+        )
 
-    def _from_depth(self, message: Image, context: FrameContext) -> Anchors:
+    def _from_scan(
+        self, message: LaserScan, context: FrameContext, settings: SourceSettings
+    ) -> Anchors:
+        scan = scan_to_polar(message)
+        return Anchors.from_scan(
+            scan.ranges,
+            scan.angles,
+            context.camera,
+            self._pose(message, context, settings),
+            settings.noise,
+            max(scan.min_range, settings.min_range),
+            min(scan.max_range, settings.max_range),
+            self._motion_while_scanning(message, scan.duration, context, settings),
+        )
+
+    def _from_range(
+        self, message: Range, context: FrameContext, settings: SourceSettings
+    ) -> Anchors:
+        reading = range_to_reading(message)
+        return Anchors.from_cone(
+            reading.distance,
+            reading.field_of_view,
+            context.camera,
+            self._pose(message, context, settings),
+            reading.sigma or settings.noise,
+            max(reading.min_range, settings.min_range),
+            min(reading.max_range, settings.max_range),
+        )
+
+    def _from_depth(
+        self, message: Image, context: FrameContext, settings: SourceSettings
+    ) -> Anchors:
         depth = image_to_depth(message)
         height, width = depth.shape
         camera = context.camera
-        if message.header.frame_id == context.frame_id and (
-            (width, height) == (camera.width, camera.height)
-        ):
+        registered = message.header.frame_id == context.header.frame_id
+        registered &= (width, height) == (camera.width, camera.height)
+        if registered:
+            own, pose = camera, self._motion_until_image(message, context)
             if context.undistortion is not None:
                 depth = context.undistortion.depth(depth)
-            return Anchors.from_depth(depth)
-        # Another camera: its pixels become points, and those are seen from ours.
+        else:
+            own = self._camera_of_depth(message, context)
+            pose = self._pose(message, context, settings)
+        pixels = Anchors.from_depth(
+            depth, _MAX_POINTS, settings.noise, settings.min_range, settings.max_range
+        )
+        if registered and pose is None:
+            return pixels
+        # From another camera, or from where this one was: its pixels become points.
+        rays = own.rays()[pixels.v.astype(np.intp), pixels.u.astype(np.intp)]
+        xyz = np.concatenate([rays, np.ones_like(rays[:, :1])], axis=1) * pixels.depth[:, None]
+        seen = Anchors.from_points(xyz, camera, pose, pixels.sigma, 0.0, math.inf)
+        return replace(seen, dropped=pixels.dropped + seen.dropped)
+
+    def _camera_of_depth(self, message: Image, context: FrameContext) -> CameraModel:
+        """Return the camera of a depth image that is not registered to the image."""
         info = self._depth_info
         if info is None:
             raise MessageError(
-                f"it has {width} x {height} pixels in frame '{message.header.frame_id}', the image "
-                f"{camera.width} x {camera.height} in '{context.frame_id}', so it needs its own "
+                f'it has {message.width} x {message.height} pixels in frame '
+                f"'{message.header.frame_id}', the image {context.camera.width} x "
+                f"{context.camera.height} in '{context.header.frame_id}', so it needs its own "
                 f"camera_info on '{self._info_topic}'"
             )
-        if (info.width, info.height) != (width, height):
+        if (info.width, info.height) != (message.width, message.height):
             raise MessageError(
-                f"it has {width} x {height} pixels, but '{self._info_topic}' describes "
-                f'{info.width} x {info.height}: publish the camera_info of this depth image'
+                f"it has {message.width} x {message.height} pixels, but '{self._info_topic}' "
+                f'describes {info.width} x {info.height}: publish the camera_info of this depth '
+                'image'
             )
-        stride = max(1, math.isqrt(depth.size // _MAX_POINTS))
-        points = organised_points(depth, camera_from_info(info), stride).reshape(-1, 3)
-        return Anchors.from_points(points, camera, self._pose(message, context))
+        if self._depth_camera is None or not same_calibration(self._depth_camera[0], info):
+            self._depth_camera = (info, camera_from_info(info))  # keeps its rays
+        return self._depth_camera[1]
 
-    def _pose(self, message: Any, context: FrameContext) -> np.ndarray | None:
+    # ---- poses -----------------------------------------------------------------------------------
+
+    def _pose(
+        self, message: Any, context: FrameContext, settings: SourceSettings
+    ) -> np.ndarray | None:
+        """Return T_camera_sensor, from when it was measured to when the image was taken.
+
+        None for the identity.
+        """
+        mounted = self._mounted(message, context, settings)
+        moved = self._motion_until_image(message, context)
+        if moved is None or mounted is None:
+            return mounted if moved is None else moved
+        return np.asarray(moved @ mounted)
+
+    def _mounted(
+        self, message: Any, context: FrameContext, settings: SourceSettings
+    ) -> np.ndarray | None:
         return self._transforms.camera_from_sensor(
-            context.frame_id,
+            context.header.frame_id,
             message.header.frame_id,
             message.header.stamp,
-            context.settings.extrinsics,
+            settings.extrinsics,
         )
+
+    def _motion(self, context: FrameContext, since: int, until: int) -> np.ndarray | None:
+        """Return how far the camera moved, in nanoseconds; None for not at all, or not known."""
+        fixed_frame = context.settings.sparse_fixed_frame
+        if not fixed_frame:
+            return None
+        try:
+            moved = self._transforms.motion(context.header.frame_id, since, until, fixed_frame)
+        except TransformError as error:
+            self._once(
+                ('motion', fixed_frame),
+                f'sparse measurements are not compensated for motion until the image: {error}; '
+                "publish odometry on /tf, name its frame in 'sparse.fixed_frame', or set that to "
+                "'' if nothing moves",
+            )
+            return None
+        if moved is None or np.abs(moved - np.eye(4)).max() < _STILL:
+            return None
+        return moved
+
+    def _motion_until_image(self, message: Any, context: FrameContext) -> np.ndarray | None:
+        since = _nanoseconds(message.header.stamp)
+        return self._motion(context, since, _nanoseconds(context.header.stamp))
+
+    def _motion_while_scanning(
+        self, message: LaserScan, duration: float, context: FrameContext, settings: SourceSettings
+    ) -> np.ndarray | None:
+        """Return what takes points of the sensor from its last ray to its first; None: nothing."""
+        first = _nanoseconds(message.header.stamp)
+        moved = self._motion(context, first + round(duration * 1e9), first)
+        if moved is None:
+            return None
+        mounted = self._mounted(message, context, settings)
+        return moved if mounted is None else np.asarray(np.linalg.inv(mounted) @ moved @ mounted)
 
     def _receive_info(self, message: CameraInfo) -> None:
         self._depth_info = message
 
 
-def _adder(buffer: StampedBuffer[Any]) -> Callable[[Any], None]:
-    return lambda message: buffer.add(stamp_seconds(message.header.stamp), message)
+def _nanoseconds(stamp: Any) -> int:
+    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)

@@ -1,8 +1,8 @@
 """Where a sparse sensor sits in the camera, and the camera on the robot: by parameter or by TF.
 
-tf2_ros comes with a ROS installation and cannot be had from PyPI, so it is optional: this is the
-only module that imports it. Without it the parameters `sparse.extrinsics` and `camera.height` say
-where things are.
+How far the camera moved between two moments, TF alone can tell. tf2_ros comes with a ROS
+installation and cannot be had from PyPI, so it is optional: this is the only module that imports
+it. Without it the parameters `sparse.extrinsics` and `camera.height` say where things are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ except ImportError:
     tf2_ros = None
 
 _PARAMETER_HINT = (
-    "set the parameter 'sparse.extrinsics' (x, y, z, qx, qy, qz, qw of the sensor in the camera)"
+    "set the parameter 'sparse.extrinsics' (x, y, z, qx, qy, qz, qw of the sensor in the camera), "
+    "or that of the source, as 'sparse.points.extrinsics'"
 )
 
 
@@ -88,7 +89,7 @@ class Transforms:
             )
         try:
             found = self._lookup(camera_frame, sensor_frame, Time.from_msg(stamp))
-        except tf2_ros.TransformException as error:
+        except (tf2_ros.TransformException, ValueError) as error:  # ValueError: a negative stamp
             raise TransformError(
                 f"its frame '{sensor_frame}' has no transform to the image's frame "
                 f"'{camera_frame}' ({error}): publish it on /tf or /tf_static, or "
@@ -118,6 +119,38 @@ class Transforms:
             raise TransformError(
                 f"TF does not know the image's frame '{camera_frame}' in 'base_frame' "
                 f"'{base_frame}' ({error}): publish it on /tf_static, or {mend}"
+            ) from error
+        return _matrix_of(found.transform)
+
+    def motion(self, frame: str, since: int, until: int, fixed_frame: str) -> np.ndarray | None:
+        """Return how far a frame moved: what takes its points from one moment to another.
+
+        A point that stands still in `fixed_frame`, and was at p in the frame at `since`, is at
+        `motion @ p` in it at `until`.
+
+        Args:
+            frame: frame_id of what moves.
+            since: nanoseconds.
+            until: nanoseconds.
+            fixed_frame: a frame in which the surroundings stand still, as odom (REP 105).
+
+        Returns:
+            (4, 4) float64, or None for the identity: there is no time between, or one of the times
+            is not given (zero, which TF would take for the latest).
+
+        Raises:
+            TransformError: TF does not know.
+        """
+        if since == until or since <= 0 or until <= 0:
+            return None
+        if self._buffer is None:
+            raise TransformError('without tf2_ros the motion of the camera is not known')
+        before, after = Time(nanoseconds=since), Time(nanoseconds=until)
+        try:
+            found = self._buffer.lookup_transform_full(frame, after, frame, before, fixed_frame)
+        except tf2_ros.TransformException as error:
+            raise TransformError(
+                f"TF has no motion of '{frame}' in the fixed frame '{fixed_frame}' ({error})"
             ) from error
         return _matrix_of(found.transform)
 

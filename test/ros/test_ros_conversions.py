@@ -17,7 +17,14 @@ from harness import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sensor_msgs.msg import CameraInfo, Image, PointField, RegionOfInterest
+from sensor_msgs.msg import (
+    CameraInfo,
+    Image,
+    LaserScan,
+    PointField,
+    Range,
+    RegionOfInterest,
+)
 from std_msgs.msg import Header
 
 from briges_ros.point_cloud import pack_points
@@ -30,8 +37,10 @@ from briges_ros.ros.conversions import (
     info_for,
     info_of,
     packed_to_cloud,
+    range_to_reading,
     same_calibration,
     scan_message,
+    scan_to_polar,
     stamp_seconds,
 )
 from briges_ros.scan import Scan
@@ -128,8 +137,6 @@ def bad_cloud(kind: str) -> object:
     message = cloud_message(POINTS, 1.0)
     if kind == 'empty':
         return cloud_message(POINTS[:0], 1.0)
-    if kind == 'nan':
-        return cloud_message(np.full_like(POINTS, np.nan), 1.0)
     if kind == 'no z':
         message.fields = [field for field in message.fields if field.name != 'z']
     elif kind == 'no fields':
@@ -156,7 +163,6 @@ def bad_cloud(kind: str) -> object:
     ('kind', 'says'),
     [
         ('empty', 'the cloud is empty'),
-        ('nan', 'none of the 4 points is finite'),
         ('no z', 'no field z .it has x, y, intensity.: publish x, y and z'),
         ('no fields', 'it has none'),
         ('integers', 'FLOAT32'),
@@ -171,6 +177,81 @@ def bad_cloud(kind: str) -> object:
 def test_bad_clouds_are_refused(kind: str, says: str) -> None:
     with pytest.raises(MessageError, match=says):
         cloud_to_points(bad_cloud(kind))
+
+
+SCAN = {
+    'angle_min': -0.5,
+    'angle_max': 0.5,
+    'angle_increment': 0.25,
+    'range_min': 0.1,
+    'range_max': 10.0,
+    'ranges': [1.0, 2.0, float('nan'), float('inf'), 5.0],
+}
+
+
+def test_scans() -> None:
+    scan = scan_to_polar(LaserScan(**SCAN, time_increment=0.01))
+    np.testing.assert_array_equal(scan.ranges, np.float32(SCAN['ranges']))
+    np.testing.assert_allclose(scan.angles, [-0.5, -0.25, 0, 0.25, 0.5])
+    assert (scan.min_range, scan.max_range) == (pytest.approx(0.1), 10.0)
+    assert scan.duration == pytest.approx(0.04)
+    # Clockwise, an angle_max that is one ray on, and a time_increment that cannot be
+    turned = {**SCAN, 'angle_min': 0.5, 'angle_max': -0.75, 'angle_increment': -0.25}
+    scan = scan_to_polar(LaserScan(**turned, time_increment=float('nan')))
+    np.testing.assert_allclose(scan.angles, [0.5, 0.25, 0, -0.25, -0.5])
+    assert scan.duration == 0.0
+
+
+@pytest.mark.parametrize(
+    ('fields', 'says'),
+    [
+        ({'ranges': []}, 'the scan is empty'),
+        ({'angle_increment': 0.0}, 'angle_increment that is not zero'),
+        ({'angle_min': float('nan')}, 'finite radians'),
+        ({'angle_max': 3.0}, 'ranges holds 5 values, but its angles are for 15'),
+        ({'angle_increment': -0.25}, 'its angles are for -3'),
+        ({'range_max': 0.0}, 'range_min is .* and range_max 0.0'),
+        ({'range_min': float('nan')}, 'range_min is nan'),
+    ],
+)
+def test_bad_scans_are_refused(fields: dict[str, object], says: str) -> None:
+    with pytest.raises(MessageError, match=says):
+        scan_to_polar(LaserScan(**{**SCAN, **fields}))
+
+
+RANGE = {'field_of_view': 0.4, 'min_range': 0.2, 'max_range': 4.0, 'range': 1.5}
+
+
+def test_ranges() -> None:
+    reading = range_to_reading(Range(**RANGE))
+    assert (reading.distance, reading.min_range, reading.max_range) == pytest.approx((1.5, 0.2, 4))
+    assert reading.field_of_view == pytest.approx(0.4)
+    assert reading.sigma is None
+    known = range_to_reading(Range(**RANGE, variance=0.04))
+    assert known.sigma == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ('sent', 'means'),
+    [(-np.inf, -np.inf), (np.inf, np.inf), (4.0, -np.inf), (1.0, -np.inf), (5.0, np.inf)],
+)
+def test_a_fixed_distance_is_no_measurement(sent: float, means: float) -> None:
+    message = Range(**{**RANGE, 'min_range': 4.0, 'range': sent})
+    assert range_to_reading(message).distance == means
+
+
+@pytest.mark.parametrize(
+    ('fields', 'says'),
+    [
+        ({'field_of_view': -0.1}, 'field_of_view is'),
+        ({'field_of_view': float('nan')}, 'field_of_view is nan'),
+        ({'max_range': 0.1}, 'min_range is .* and max_range'),
+        ({'min_range': float('nan')}, 'min_range is nan'),
+    ],
+)
+def test_bad_ranges_are_refused(fields: dict[str, object], says: str) -> None:
+    with pytest.raises(MessageError, match=says):
+        range_to_reading(Range(**{**RANGE, **fields}))
 
 
 def test_camera() -> None:

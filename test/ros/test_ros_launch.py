@@ -15,6 +15,8 @@ ARGUMENTS = {
     'image',
     'camera_info',
     'sparse_points',
+    'sparse_scan',
+    'sparse_range',
     'sparse_depth',
     'sparse_camera_info',
     'model',
@@ -76,6 +78,8 @@ def test_launch_remaps_every_input() -> None:
         'image',
         'camera_info',
         'sparse/points',
+        'sparse/scan',
+        'sparse/range',
         'sparse/depth',
         'sparse/camera_info',
     ]

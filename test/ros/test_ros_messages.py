@@ -126,8 +126,8 @@ def bad_cloud(rig: Rig, kind: str, stamp: float) -> PointCloud2:
     ('kind', 'says'),
     [
         ('empty', 'the cloud is empty'),
-        ('nan', 'points is finite'),
-        ('behind', 'nothing of it falls into the image'),
+        ('nan', 'measurements are not finite'),
+        ('behind', 'are behind the camera'),
         ('no z', 'no field z'),
         ('integers', 'FLOAT32'),
         ('short', 'row_step * height'),

@@ -95,7 +95,8 @@ def test_prior(
     repeat(lambda: rig.send(points=False), lambda: status.messages and depth.messages, 'an output')
     said = status.messages[-1]
     assert (said.state, said.scale, said.shift) == (DepthStatus.PRIOR, 0.5, 0.02)
-    assert "nothing came on '/sparse/points' or '/sparse/depth' yet" in said.reason
+    topics = "'/sparse/points', '/sparse/scan', '/sparse/depth' or '/sparse/range'"
+    assert f'nothing came on {topics} yet' in said.reason
     process.logged('scale PRIOR: ')
     assert not np.isnan(metres(depth.messages[-1])).all()
     status.close()

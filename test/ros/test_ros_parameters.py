@@ -10,12 +10,15 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from briges_ros.alignment.anchors import RangeNoise
 from briges_ros.ros.parameters import (
     BY_NAME,
     PARAMETERS,
+    SOURCES,
     Change,
     ParameterError,
     Settings,
+    SourceSettings,
     complaint,
     refusal,
 )
@@ -30,19 +33,33 @@ def test_defaults_are_in_order() -> None:
 
 
 def test_settings_hold_every_parameter() -> None:
-    names = [field.name for field in fields(Settings)]
-    assert names == [p.name.replace('.', '_') for p in PARAMETERS]
+    names = [field.name for field in fields(Settings) if field.name != 'sources']
+    of_source = {f'sparse.{s}.{f.name}' for s in SOURCES for f in fields(SourceSettings)}
+    others = [p.name for p in PARAMETERS if p.name not in {*of_source, 'sparse.extrinsics'}]
+    assert names == [name.replace('.', '_') for name in others]
+    assert of_source <= set(BY_NAME)
     settings = Settings.of({**DEFAULTS, 'points.stride': 3, 'use_sim_time': True})
     assert settings.points_stride == 3
     assert settings.prior is None
-    assert settings.extrinsics is None
+    assert settings.sources['points'].extrinsics is None
+    assert settings.sources['range'].noise == RangeNoise(0.02, 0.02, 0.0)
 
 
 def test_what_the_user_gave() -> None:
     settings = Settings.of({**DEFAULTS, 'prior.scale': 0.5, 'sparse.extrinsics': list(ROTATED)})
     assert settings.prior == (0.5, 0.0)
-    assert settings.extrinsics == ROTATED
-    assert Settings.of({**DEFAULTS, 'sparse.extrinsics': None}).extrinsics is None
+    assert {settings.sources[source].extrinsics for source in SOURCES} == {ROTATED}
+    none = Settings.of({**DEFAULTS, 'sparse.extrinsics': None, 'sparse.scan.extrinsics': None})
+    assert none.sources['scan'].extrinsics is None
+
+
+def test_a_pose_for_one_source_wins_over_that_for_all() -> None:
+    shifted = (9.0, *ROTATED[1:])
+    given = {'sparse.extrinsics': ROTATED, 'sparse.scan.extrinsics': shifted}
+    settings = Settings.of({**DEFAULTS, **given, 'sparse.scan.weight': 0.5})
+    assert settings.sources['points'].extrinsics == ROTATED
+    assert settings.sources['scan'].extrinsics == shifted
+    assert settings.sources['scan'].weight == 0.5
 
 
 def test_the_size_of_the_images_is_given_whole_or_not() -> None:
@@ -66,6 +83,13 @@ def test_the_size_of_the_images_is_given_whole_or_not() -> None:
         ({'sparse.extrinsics': (1.0, 2.0)}, 'holds 2 numbers'),
         ({'sparse.extrinsics': (1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.0)}, 'unit quaternion'),
         ({'sparse.extrinsics': (float('inf'), *ROTATED[1:])}, 'finite'),
+        ({'sparse.range.extrinsics': (1.0, 2.0)}, 'holds 2 numbers'),
+        ({'sparse.depth.extrinsics': (1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.1)}, 'unit quaternion'),
+        ({'sparse.scan.noise': (0.1, 0.2)}, 'three numbers'),
+        ({'sparse.scan.noise': (0.0, 0.1, 0.0)}, 'floor'),
+        ({'sparse.points.noise': (0.1, -0.1, 0.0)}, 'not negative'),
+        ({'sparse.points.min_range': 300.0}, 'not below'),
+        ({'sparse.points.weight': -1.0}, 'give 0.0 to'),
     ],
 )
 def test_complaints_name_the_parameter(changes: dict[str, Any], says: str) -> None:
@@ -108,18 +132,19 @@ def test_yaml_describes_as_the_table_does() -> None:
     tag = {Change.NEXT_FRAME: 'DYNAMIC', Change.CONFIGURE: 'CONFIGURE', Change.START: 'START'}
     comment = ''
     documented = {}
-    prefix = ''
+    sections: list[str] = []
     for line in (ROOT / 'config' / 'depth.yaml').read_text().splitlines():
         if line.lstrip().startswith('#'):
             comment += ' ' + line.strip(' #')
-        elif section := re.fullmatch(r'    (\w+):', line):
-            prefix = f'{section[1]}.'
-        elif entry := re.fullmatch(r'(    |      )(\w+): .*', line):
-            documented[(prefix if len(entry[1]) == 6 else '') + entry[2]] = comment
+        elif entry := re.fullmatch(r'( {4,})(\w+):( .*)?', line):
+            sections[(len(entry[1]) - 4) // 2 :] = [entry[2]]
+            documented['.'.join(sections)] = comment
             comment = ''
         else:
             comment = ''
     for parameter in PARAMETERS:
+        if re.match(r'sparse\.(scan|depth|range)\.', parameter.name):
+            continue  # as those of sparse.points
         text = documented[parameter.name]
         assert f'[{tag[parameter.change]}]' in text, parameter.name
         plain = re.sub(r'\[[^]]*\]|, [\d.]+ to [\d.]+', '', text)

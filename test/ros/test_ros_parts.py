@@ -16,7 +16,7 @@ from briges_ros.alignment.tracker import ScaleState, ScaleTracker
 from briges_ros.errors import BrigesError
 from briges_ros.pipeline import DepthPipeline
 from briges_ros.ros.frame_worker import FrameWorker
-from briges_ros.ros.health import Counters, Health, diagnostics
+from briges_ros.ros.health import Counters, Health, SourceReport, diagnostics
 from briges_ros.ros.sparse_inputs import StampedBuffer
 from briges_ros.ros.throttle import ThrottledLog
 from briges_ros.ros.transforms import TransformError, Transforms, matrix
@@ -91,6 +91,9 @@ def test_nearest_message() -> None:
     assert buffer.nearest(1.16, 0.2) == 'at 1.2'
     assert buffer.nearest(1.45, 0.2) == 'at 1.3'
     assert buffer.nearest(1.6, 0.2) is None
+    buffer.add(1.6, 'first')
+    buffer.add(1.6, 'second')
+    assert buffer.nearest(1.6, 0.2) == 'second'
 
 
 def test_time_that_begins_again_empties_the_buffer() -> None:
@@ -212,6 +215,13 @@ def test_diagnostics() -> None:
     assert health.summary()[1].endswith('(no message); field of view taken as 70 degrees')
     health.scale = replace(health.scale, state=ScaleState.METRIC)
     assert health.summary() == (b'\1', 'metric, but field of view taken as 70 degrees')
+    health.sources = (
+        SourceReport('points', 12, 0.01, {'hidden': 3, 'too_far': 1}),
+        SourceReport('range', 1, 0.01, {}),
+    )
+    values = {entry.key: entry.value for entry in diagnostics(health, '/d', stamp).status[0].values}
+    assert values['sparse/points'] == '12 in use; 3 hidden, 1 too_far'
+    assert values['sparse/range'] == '1 in use'
     health.silence = 'no image'
     assert health.summary() == (b'\1', 'no image')
 
