@@ -13,6 +13,8 @@ PYTHON ?= python3
 DATA ?=
 # Arguments of the node, e.g. '--ros-args -r image:=/cam/image'.
 ARGS ?=
+# Processes that run the tests: as many as there are cores to spare.
+WORKERS ?= 2
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check -qq install --no-compile \
@@ -41,13 +43,15 @@ setup: $(BUILD) ## Make .venv and install/: ROS 2, our dependencies, messages, t
 demo: setup ## Run the real node on real frames: make demo [DATA=folder]; results in demo/.
 	@$(WITH_ROS) briges demo $(if $(DATA),--data '$(DATA)') --output demo
 
-test: setup $(TRAINING) ## Lint, check types and imports, and run the tests.
+# Whole files go to a worker, since their tests share what is dear. Workers with a thread for each
+# core would get in each other's way.
+test: setup $(TRAINING) ## Lint, check types and imports, and run the tests: make test [WORKERS=2].
 	@$(SAY) 'ruff, mypy and import-linter'
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(SAY) 'pytest'
-	@$(WITH_ROS) pytest
+	@$(WITH_ROS) OMP_NUM_THREADS=1 pytest --numprocesses $(WORKERS) --dist loadfile
 
 # On a terminal the node gets a process group of its own (set -m; the exit keeps bash from replacing
 # itself by the node, in its own group). Ctrl-C is then for the node alone, which shuts down in order

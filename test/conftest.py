@@ -1,8 +1,10 @@
-"""What all tests share: where the real data lie, and the exported model."""
+"""What all tests share: a DDS domain, where the real data lie, and the exported model."""
 
 from __future__ import annotations
 
 import os
+import random
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,29 @@ from briges_ros.inference.bundle import ModelBundle
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get('BRIGES_DATA') or ROOT.parent / 'shared' / 'data')
+
+
+def quiet_domain() -> int:
+    """A domain in which nobody on this machine is: at work, in other tests, or left behind by some.
+
+    Raises:
+        OSError: the one that was tried is taken. The coordinator tries another.
+    """
+    domain = random.randint(1, 101)  # Fast DDS takes 0 to 101 everywhere
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as port:
+        port.bind(('', 7410 + 250 * domain))  # where RTPS has the first participant listen
+    return domain
+
+
+# Processes that test at the same time must not hear each other. Before anything of ROS starts, and
+# reserved until this process ends.
+try:
+    from domain_coordinator import domain_id
+except ImportError:  # without ROS
+    pass
+else:
+    reservation = domain_id(quiet_domain)
+    os.environ['ROS_DOMAIN_ID'] = str(reservation.__enter__())
 
 
 @pytest.fixture(scope='session')

@@ -1,10 +1,10 @@
-"""What the tests of the node share: a DDS domain of their own, real data, the model."""
+"""What the tests of the node share: how they talk over DDS, real data, the model."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,27 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Before anything of ROS starts. Tests that run at the same time must not hear each other: Fast DDS
-# takes domains 0 to 101 everywhere, and 0 is where people work.
-os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 101)
+# Before anything of ROS starts. The domain is in the conftest.py above.
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 for variable in ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE'):
     os.environ[variable] = str(ROOT / 'config' / 'fastdds_large_messages.xml')
 
 try:
-    from harness import DepthNodeProcess, Drive, Rig, Tester
+    from harness import DepthNodeProcess, Drive, Rig, Tester, running
 except pytest.skip.Exception:  # without ROS; the test modules that need it say so
     DepthNodeProcess = Drive = Rig = Tester = None
+    running = []
 
 DATA = Path(os.environ.get('BRIGES_DATA') or ROOT.parent / 'shared' / 'data')
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the nodes said when a test fails."""
+    report = yield
+    if report.failed:
+        report.sections += [('log of the node', process.log) for process in running]
+    return report
 
 
 @pytest.fixture(scope='session')
