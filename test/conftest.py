@@ -6,11 +6,15 @@ import os
 import random
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from briges_ros import pipeline
 from briges_ros.errors import BrigesError
-from briges_ros.inference.bundle import ModelBundle
+from briges_ros.inference import bundle as bundles
+from briges_ros.inference.bundle import ModelBundle, file_sha256
+from briges_ros.inference.selfcheck import open_checked_engine
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get('BRIGES_DATA') or ROOT.parent / 'shared' / 'data')
@@ -54,3 +58,34 @@ def bundle() -> ModelBundle:
         return ModelBundle.load('compact')
     except BrigesError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope='session')
+def known() -> dict[tuple, Any]:
+    """What `opened_once` keeps."""
+    return {}
+
+
+@pytest.fixture
+def opened_once(monkeypatch: pytest.MonkeyPatch, known: dict[tuple, Any]) -> None:
+    """Open each bundle and each engine once, for tests of what comes after that.
+
+    To check a bundle's digests and to open its engine takes a command longer than its work on a
+    small image.
+    """
+
+    def digest(path: Path) -> str:
+        status = path.stat()
+        key = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+        if key not in known:
+            known[key] = file_sha256(path)
+        return known[key]
+
+    def engine(bundle: ModelBundle, *settings: str | int) -> Any:
+        key = (bundle.folder, bundle.sha256, *settings)
+        if key not in known:
+            known[key] = open_checked_engine(bundle, *settings)
+        return known[key]
+
+    monkeypatch.setattr(bundles, 'file_sha256', digest)
+    monkeypatch.setattr(pipeline, 'open_checked_engine', engine)

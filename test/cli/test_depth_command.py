@@ -1,4 +1,4 @@
-"""`briges` as a process: what it writes, and its one-line errors."""
+"""`briges` as a user runs it: what it writes, and its one-line errors."""
 
 import json
 import subprocess
@@ -7,6 +7,8 @@ import sys
 import cv2
 import numpy as np
 import pytest
+
+from briges_ros.cli import main as command_line
 
 
 def briges(*arguments, **options) -> subprocess.CompletedProcess:
@@ -25,6 +27,22 @@ def assert_one_line_error(result, *words) -> None:
     assert len(lines) == 1 and len(result.stderr.splitlines()) == 1, result.stderr
     for word in words:
         assert word in lines[0]
+
+
+@pytest.fixture
+def briges_here(monkeypatch, capfd, opened_once):
+    """As `briges`, in this process and with engines that are open: for what is tried often."""
+
+    def run(*arguments) -> subprocess.CompletedProcess:
+        command = ['briges', *map(str, arguments)]
+        monkeypatch.setattr(sys, 'argv', command)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            command_line.main()
+        said, complained = capfd.readouterr()
+        return subprocess.CompletedProcess(command, end.value.code, said, complained)
+
+    return run
 
 
 @pytest.fixture(scope='module')
@@ -61,8 +79,8 @@ def test_a_drive_frame_with_lidar(bundle, kitti, tmp_path):
     assert cv2.imread(str(out / '000040_preview.png')) is not None
 
 
-def test_without_a_sensor_it_says_so_and_gives_no_metres(bundle, kitti, tmp_path):
-    result = briges('depth', kitti / 'image' / '000041.jpg', '-o', tmp_path)
+def test_without_a_sensor_it_says_so_and_gives_no_metres(briges_here, bundle, kitti, tmp_path):
+    result = briges_here('depth', kitti / 'image' / '000041.jpg', '-o', tmp_path)
     assert result.returncode == 0, result.stderr
     assert 'no metres' in result.stdout and '--points' in result.stdout
     assert np.isnan(np.load(tmp_path / '000041_depth.npy')).all()
@@ -71,7 +89,7 @@ def test_without_a_sensor_it_says_so_and_gives_no_metres(bundle, kitti, tmp_path
     assert report['state'] == 'RELATIVE' and report['scale'] is None
 
 
-def test_sparse_depth_as_png(bundle, data, tmp_path):
+def test_sparse_depth_as_png(briges_here, bundle, data, tmp_path):
     image = data / 'frames' / 'd09_tumdesk_rgb.png'
     raw = cv2.imread(str(data / 'frames' / 'd09_tumdesk_depth.png'), cv2.IMREAD_UNCHANGED)
     meta = json.loads((data / 'frames' / 'meta.json').read_text())
@@ -80,7 +98,7 @@ def test_sparse_depth_as_png(bundle, data, tmp_path):
     sparse = np.zeros_like(millimetres)
     sparse[::20, ::20] = millimetres[::20, ::20]
     cv2.imwrite(str(tmp_path / 'sparse.png'), sparse)
-    result = briges('depth', image, '--sparse-depth', tmp_path / 'sparse.png', '-o', tmp_path)
+    result = briges_here('depth', image, '--sparse-depth', tmp_path / 'sparse.png', '-o', tmp_path)
     assert result.returncode == 0, result.stderr
     depth = np.load(tmp_path / 'd09_tumdesk_rgb_depth.npy')
     known = (millimetres > 0) & np.isfinite(depth)
@@ -88,8 +106,10 @@ def test_sparse_depth_as_png(bundle, data, tmp_path):
     assert '60 degrees' in json.loads((tmp_path / 'd09_tumdesk_rgb.json').read_text())['camera']
 
 
-def test_a_missing_image(bundle, tmp_path):
-    assert_one_line_error(briges('depth', 'nosuch.jpg', '-o', tmp_path), 'nosuch.jpg', 'not exist')
+def test_a_missing_image(briges_here, bundle, tmp_path):
+    assert_one_line_error(
+        briges_here('depth', 'nosuch.jpg', '-o', tmp_path), 'nosuch.jpg', 'not exist'
+    )
 
 
 def test_what_is_no_image(bundle, tmp_path):
@@ -103,18 +123,18 @@ def test_an_unknown_model(tmp_path, kitti):
     assert_one_line_error(result, "'x'", 'briges export')
 
 
-def test_points_without_a_camera(bundle, kitti, tmp_path):
+def test_points_without_a_camera(briges_here, bundle, kitti, tmp_path):
     lidar = kitti / 'lidar' / '000041.npy'
-    result = briges('depth', kitti / 'image' / '000041.jpg', '--points', lidar, '-o', tmp_path)
+    result = briges_here('depth', kitti / 'image' / '000041.jpg', '--points', lidar, '-o', tmp_path)
     assert_one_line_error(result, '--camera')
 
 
-def test_points_in_the_wrong_frame(bundle, kitti, tmp_path):
+def test_points_in_the_wrong_frame(briges_here, bundle, kitti, tmp_path):
     calibration = json.loads((kitti / 'calibration.json').read_text())
     del calibration['T_camera_lidar']
     camera = tmp_path / 'camera.json'
     camera.write_text(json.dumps(calibration))
-    result = briges(
+    result = briges_here(
         'depth',
         kitti / 'image' / '000041.jpg',
         '--camera',
@@ -128,16 +148,18 @@ def test_points_in_the_wrong_frame(bundle, kitti, tmp_path):
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{"width": 3}', 'K: [', '{"width": 0, "K": [1]}'])
-def test_what_is_no_camera_file(bundle, kitti, tmp_path, content):
+def test_what_is_no_camera_file(briges_here, bundle, kitti, tmp_path, content):
     camera = tmp_path / 'camera.yaml'
     camera.write_text(content)
-    result = briges('depth', kitti / 'image' / '000041.jpg', '--camera', camera, '-o', tmp_path)
+    result = briges_here(
+        'depth', kitti / 'image' / '000041.jpg', '--camera', camera, '-o', tmp_path
+    )
     assert_one_line_error(result, 'camera.yaml')
 
 
-def test_sparse_depth_of_another_size(bundle, kitti, tmp_path):
+def test_sparse_depth_of_another_size(briges_here, bundle, kitti, tmp_path):
     np.save(tmp_path / 'sparse.npy', np.ones((10, 10), np.float32))
-    result = briges(
+    result = briges_here(
         'depth',
         kitti / 'image' / '000041.jpg',
         '--sparse-depth',
@@ -148,41 +170,41 @@ def test_sparse_depth_of_another_size(bundle, kitti, tmp_path):
     assert_one_line_error(result, '(10, 10)')
 
 
-def test_an_archive_for_an_array(bundle, kitti, tmp_path):
+def test_an_archive_for_an_array(briges_here, bundle, kitti, tmp_path):
     np.savez(tmp_path / 'sparse.npz', depth=np.ones((375, 1242), np.float32))
     (tmp_path / 'sparse.npz').rename(tmp_path / 'sparse.npy')
     sparse = tmp_path / 'sparse.npy'
-    result = briges(
+    result = briges_here(
         'depth', kitti / 'image' / '000041.jpg', '--sparse-depth', sparse, '-o', tmp_path
     )
     assert_one_line_error(result, 'sparse.npy', 'numpy.save')
 
 
-def test_extrinsics_that_are_no_pose(bundle, kitti, tmp_path):
+def test_extrinsics_that_are_no_pose(briges_here, bundle, kitti, tmp_path):
     calibration = json.loads((kitti / 'calibration.json').read_text())
     calibration['T_camera_lidar'] = (2 * np.eye(4)).tolist()
     camera = tmp_path / 'camera.json'
     camera.write_text(json.dumps(calibration))
     image = kitti / 'image' / '000041.jpg'
-    result = briges('depth', image, '--camera', camera, '-o', tmp_path)
+    result = briges_here('depth', image, '--camera', camera, '-o', tmp_path)
     assert_one_line_error(result, 'camera.json', 'rigid')
 
 
-def test_images_of_one_name_do_not_overwrite_each_other(bundle, kitti, tmp_path):
+def test_images_of_one_name_do_not_overwrite_each_other(briges_here, bundle, kitti, tmp_path):
     image = kitti / 'image' / '000041.jpg'
-    assert_one_line_error(briges('depth', image, image, '-o', tmp_path), 'same name')
+    assert_one_line_error(briges_here('depth', image, image, '-o', tmp_path), 'same name')
     assert not list(tmp_path.iterdir())
 
 
-def test_an_image_of_one_pixel(bundle, tmp_path):
+def test_an_image_of_one_pixel(briges_here, bundle, tmp_path):
     cv2.imwrite(str(tmp_path / 'one.png'), np.full((1, 1, 3), 128, np.uint8))
-    result = briges('depth', tmp_path / 'one.png', '-o', tmp_path)
+    result = briges_here('depth', tmp_path / 'one.png', '-o', tmp_path)
     assert result.returncode == 0, result.stderr
     assert np.load(tmp_path / 'one_depth.npy').shape == (1, 1)
 
 
-def test_everything_beyond_range(bundle, kitti, tmp_path):
-    result = briges(
+def test_everything_beyond_range(briges_here, bundle, kitti, tmp_path):
+    result = briges_here(
         'depth',
         kitti / 'image' / '000041.jpg',
         '--camera',
@@ -206,8 +228,8 @@ def test_one_bad_image_does_not_stop_the_others(bundle, kitti, tmp_path):
 
 
 @pytest.mark.parametrize('command', [[], ['depth'], ['export'], ['train'], ['demo'], ['models']])
-def test_help_teaches(command):
-    result = briges(*command, '--help')
+def test_help_teaches(briges_here, command):
+    result = briges_here(*command, '--help')
     assert result.returncode == 0 and 'Usage' in result.stdout
 
 
@@ -231,10 +253,10 @@ def test_no_arguments_show_the_help():
 
 
 @pytest.mark.parametrize(('option', 'shape'), [('--points', (0, 3)), ('--sparse-depth', None)])
-def test_a_sensor_that_saw_nothing(bundle, kitti, tmp_path, option, shape):
+def test_a_sensor_that_saw_nothing(briges_here, bundle, kitti, tmp_path, option, shape):
     empty = np.full(shape or (375, 1242), np.nan, np.float32)
     np.save(tmp_path / 'empty.npy', empty)
-    result = briges(
+    result = briges_here(
         'depth',
         kitti / 'image' / '000041.jpg',
         '--camera',

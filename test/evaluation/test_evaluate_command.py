@@ -20,6 +20,7 @@ from briges_ros.evaluation.metrics import affine_invariant_depth, depth_metrics
 from briges_ros.pipeline import DepthPipeline
 from briges_ros.training.datasets import NyuV2
 
+pytestmark = pytest.mark.usefixtures('opened_once')
 FRAMES = 5
 TOKENS = 24
 
