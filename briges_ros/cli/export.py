@@ -60,9 +60,10 @@ def run(job: ExportJob) -> None:
     """
     start = time.monotonic()
     try:
+        images = [] if job.calibrate is None else _calibration_images(job.calibrate)
         folder = _compact(job) if job.model == OURS else _from_torch(job)
-        if job.calibrate is not None:
-            _calibrate(folder, job.calibrate)
+        if images:
+            _calibrate(folder, images)
     except ImportError as error:
         extra = 'export' if job.model == OURS else 'train'
         if error.name == 'nncf':
@@ -97,22 +98,30 @@ def _compact(job: ExportJob) -> Path:
         return compose_compact(source, folder, job.gate, job.tau_cross, job.tau_self)
 
 
-def _calibrate(folder: Path, images: Path) -> None:
-    from briges_ros.network.compose import WEIGHTS
-    from briges_ros.network.int8 import IMAGES, add_graphs, calibrate, write_skeletons
+def _calibration_images(folder: Path) -> list[Path]:
+    """What to calibrate with; looked for, as is NNCF, before an export that takes a minute."""
+    import nncf  # noqa: F401
 
-    files = sorted(path for path in images.rglob('*') if path.suffix.lower() in SUFFIXES)
+    from briges_ros.network.int8 import IMAGES
+
+    files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES)
     if not files:
         raise BrigesError(
-            f'{images} holds no images ({", ".join(SUFFIXES)}); '
+            f'{folder} holds no images ({", ".join(SUFFIXES)}); '
             'give a folder with some dozens of what the camera sees'
         )
-    chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(IMAGES, len(files))).astype(int)]
+    return [files[i] for i in np.linspace(0, len(files) - 1, min(IMAGES, len(files))).astype(int)]
+
+
+def _calibrate(folder: Path, images: list[Path]) -> None:
+    from briges_ros.network.compose import WEIGHTS
+    from briges_ros.network.int8 import add_graphs, calibrate, write_skeletons
+
     bundle = ModelBundle.load(folder)
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task(f'int8 from {len(chosen)} images', total=len(bundle.graphs) + 1)
+        task = progress.add_task(f'int8 from {len(images)} images', total=len(bundle.graphs) + 1)
         pictures = [
-            np.asarray(decode_file(path, cv2.IMREAD_COLOR)[..., ::-1], np.uint8) for path in chosen
+            np.asarray(decode_file(path, cv2.IMREAD_COLOR)[..., ::-1], np.uint8) for path in images
         ]
         graphs = calibrate(bundle, pictures, lambda: progress.advance(task))
     add_graphs(bundle, graphs)

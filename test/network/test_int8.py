@@ -120,6 +120,7 @@ def test_a_folder_without_images(tmp_path, photographs):
     job = ExportJob(str(tmp_path / 'depth'), tmp_path / 'bundle', calibrate=tmp_path / 'empty')
     with pytest.raises(BrigesError, match='empty holds no images'):
         command.run(job)
+    assert not (tmp_path / 'bundle').exists()  # said before the export, not after it
 
 
 def test_without_nncf_it_says_how_to_get_it(tmp_path, photographs, monkeypatch):
@@ -128,3 +129,4 @@ def test_without_nncf_it_says_how_to_get_it(tmp_path, photographs, monkeypatch):
     job = ExportJob(str(tmp_path / 'depth'), tmp_path / 'bundle', calibrate=photographs)
     with pytest.raises(BrigesError, match=r'needs nncf; run: pip install "briges_ros\[int8\]"'):
         command.run(job)
+    assert not (tmp_path / 'bundle').exists()
