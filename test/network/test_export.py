@@ -1,5 +1,6 @@
 """Any pair of published networks becomes a bundle that computes what torch computes."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -23,11 +24,36 @@ from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.preprocess import prepare
 from briges_ros.inference.selfcheck import open_checked_engine
 from briges_ros.network import export
+from briges_ros.network.briges import state_sha256
 from briges_ros.network.export import PublishedPair, open_pair
 from briges_ros.network.gate import AttentionTemperature, LightGate, PaperGate
+from briges_ros.network.graphs import LEVEL_NAMES
 
 pytestmark = pytest.mark.filterwarnings('ignore')  # of the exporter about itself
 PICTURE = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope='module')
+def encoder_graphs():
+    """Those of `exported_once`."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def exported_once(monkeypatch, encoder_graphs):
+    """Export the depth encoder once: it is the same in all bundles here, and takes seconds."""
+    exported = export.onnx_graph
+
+    def once(module, inputs, dynamic, names):
+        if tuple(names) != LEVEL_NAMES:
+            return exported(module, inputs, dynamic, names)
+        shapes = [(name, array.shape) for name, array in inputs.items()]
+        key = f'{state_sha256(module)} {module} {shapes} {dynamic}'
+        if key not in encoder_graphs:
+            encoder_graphs[key] = exported(module, inputs, dynamic, names)
+        return copy.deepcopy(encoder_graphs[key])
+
+    monkeypatch.setattr(export, 'onnx_graph', once)
 
 
 @pytest.fixture(scope='module')

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from briges_ros.errors import BrigesError
 from briges_ros.evaluation.metrics import affine_invariant_depth, depth_metrics
 from briges_ros.network import dinov2_weights
+from briges_ros.training import trainer as training
 from briges_ros.training.augment import random_view, shrink_inverse
 from briges_ros.training.checkpoint import warm_cosine
 from briges_ros.training.datasets import NyuV2, Sample, nyu_split, project_inverse
@@ -148,6 +149,17 @@ def tiny_data(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def small_views(monkeypatch):
+    """Training on a quarter of the patches: it takes as long as they are many."""
+
+    def quarter(name, width, height, *settings, **more):
+        return ViewGroup(name, width // 28 * 14, height // 28 * 14, *settings, **more)
+
+    monkeypatch.setattr(training, 'ViewGroup', quarter)
+
+
+@pytest.mark.usefixtures('small_views')
 def test_a_killed_training_resumes_to_the_same_weights(tiny_data, tmp_path, monkeypatch):
     try:
         dinov2_weights.weights_path()
@@ -187,6 +199,7 @@ def test_a_killed_training_resumes_to_the_same_weights(tiny_data, tmp_path, monk
         Trainer(other, tiny_data, tmp_path / 'killed', 'cpu')
 
 
+@pytest.mark.usefixtures('small_views')
 def test_a_loss_that_is_no_number_names_its_frames_and_keeps_the_checkpoint(
     tiny_data, tmp_path, monkeypatch
 ):
