@@ -20,13 +20,6 @@ Image32 = npt.NDArray[np.float32]
 # cell beside it, and more than this part of the image's range besides (below that it is noise).
 EDGE_RATIO = 3.0
 EDGE_FLOOR = 0.01
-# A pixel floats on a blurred edge when the BLUR x BLUR pixels around it hold at least this part of
-# the contrast of the AROUND x AROUND ones (of a plane they hold 0.3, and where two planes meet less
-# than 0.45, unless one is seen less than 10 pixels wide), and its 3 x 3 have values both above and
-# below it by this part of it (beside a sharp edge they have not).
-BLUR, AROUND = 5, 15
-BLUR_PART = 0.5
-BLUR_SLOPE = 0.12
 
 _BEYOND_RANGE_GREY = 48
 
@@ -98,16 +91,14 @@ def from_millimetres(millimetres: npt.NDArray[np.uint16]) -> Image32:
 
 
 def resize_inverse_depth(relative: Image32, width: int, height: int) -> Image32:
-    """Resize inverse depth with no surfaces but those of the objects ('flying pixels').
-
-    Networks blur depth edges over some of their pixels, and what is blurred floats between object
-    and background. So a pixel on such an edge first takes the greatest or the least value around
-    it, whichever is closer to its own (the toggle mapping of Kramer and Bruckner, 1975).
+    """Resize inverse depth without inventing surfaces between near and far ones.
 
     Bilinear interpolation is exact on planes, whose inverse depth is linear in the image. Across a
-    depth edge it would blur again, so there the nearest value is taken. An edge is a 2 x 2 cell
-    with far more contrast than the flattest cell beside it: on a plane, however steep, all cells
-    have the same contrast. Both rules hold for any scale and shift of `relative`.
+    depth edge it makes points that float between object and background ('flying pixels'), so there
+    the nearest value is taken. An edge is a 2 x 2 cell with far more contrast than the flattest
+    cell beside it: on a plane, however steep, all cells have the same contrast. The rule holds for
+    any scale and shift of `relative`. Enlarging does not sharpen edges that are blurred in
+    `relative` itself.
 
     Args:
         relative: (h, w) float32 inverse depth. Values that are not finite do not spread.
@@ -119,22 +110,18 @@ def resize_inverse_depth(relative: Image32, width: int, height: int) -> Image32:
     """
     h, w = relative.shape
     relative = np.ascontiguousarray(relative, np.float32)
+    if (h, w) == (height, width):
+        return relative.copy()
     out: Image32 = np.empty((height, width), np.float32)
     if min(h, w) < 2:
         cv2.resize(relative, (width, height), dst=out, interpolation=cv2.INTER_NEAREST)
         return out
     finite = np.isfinite(relative)
-    unknown = None if finite.all() else (~finite).astype(np.uint8)
-    source = relative if unknown is None else np.where(finite, relative, np.float32(0.0))
-    noise = _noise(source)
-    source = _sharpened(source, unknown, noise)
-    relative = source if unknown is None else np.where(finite, source, relative)
-    if (h, w) == (height, width):
-        return relative
-    edges = _edge_cells(source, noise)
-    if unknown is not None:
+    source = relative if finite.all() else np.where(finite, relative, np.float32(0.0))
+    edges = _edge_cells(source)
+    if source is not relative:
         # The zeros put in must not be blended with anything: cells that touch one count as edges.
-        edges |= _over_cells(cv2.dilate, unknown).astype(np.bool_)
+        edges |= _over_cells(cv2.dilate, (~finite).astype(np.uint8)).astype(np.bool_)
     cv2.resize(source, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
     if edges.any():
         # Where the new pixels lie in the old image, as cv2.resize has it: image edge on image edge.
@@ -149,56 +136,18 @@ def resize_inverse_depth(relative: Image32, width: int, height: int) -> Image32:
     return out
 
 
-def _noise(values: Image32) -> np.float32:
-    """Give the contrast that is still noise in (h, w) values."""
-    low, high = np.percentile(values[::4, ::4], (2, 98))
-    return np.float32(EDGE_FLOOR * (high - low))
-
-
-def _sharpened(
-    values: Image32, unknown: npt.NDArray[np.uint8] | None, noise: np.float32
-) -> Image32:
-    """Give what floats on a blurred edge the greatest or the least value around it; a new array.
-
-    Args:
-        values: (h, w) float32.
-        unknown: (h, w) uint8, 1 where `values` means nothing; None if that is nowhere.
-        noise: Contrast that is no edge.
-    """
-    if min(values.shape) < AROUND:  # too small to tell an edge from a plane
-        return values.copy()
-    greatest, least = _extremes(values, BLUR)
-    contrast = greatest - least
-    floats = contrast > noise
-    highest, lowest = _extremes(values, AROUND)
-    floats &= contrast > np.float32(BLUR_PART) * (highest - lowest)
-    above, below = _extremes(values, 3)
-    slope = np.minimum(above - values, values - below)
-    floats &= slope > np.float32(BLUR_SLOPE) * contrast
-    if unknown is not None:
-        floats &= cv2.dilate(unknown, _window(BLUR)) == 0
-    return np.where(floats, np.where(greatest - values < values - least, greatest, least), values)
-
-
-def _extremes(values: Image32, side: int) -> tuple[Image32, Image32]:
-    """Greatest and least of the side x side pixels around each."""
-    return cv2.dilate(values, _window(side)), cv2.erode(values, _window(side))
-
-
-def _window(side: int) -> npt.NDArray[np.uint8]:
-    return np.ones((side, side), np.uint8)
-
-
 def _over_cells(reduce: Any, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Maximum (cv2.dilate) or minimum (cv2.erode) of cells (y..y+1, x..x+1); (h - 1, w - 1)."""
-    return np.asarray(reduce(values, _window(2), anchor=(0, 0)))[:-1, :-1]
+    return np.asarray(reduce(values, np.ones((2, 2), np.uint8), anchor=(0, 0)))[:-1, :-1]
 
 
-def _edge_cells(values: Image32, noise: np.float32) -> npt.NDArray[np.bool_]:
+def _edge_cells(values: Image32) -> npt.NDArray[np.bool_]:
     """Find the cells (y..y+1, x..x+1) of (h, w) values that straddle an edge; (h - 1, w - 1)."""
     contrast = _over_cells(cv2.dilate, values) - _over_cells(cv2.erode, values)
-    flattest = cv2.erode(contrast, _window(3))
-    return np.asarray(contrast > np.float32(EDGE_RATIO) * flattest + noise, np.bool_)
+    flattest = cv2.erode(contrast, np.ones((3, 3), np.uint8))
+    low, high = np.percentile(values[::4, ::4], (2, 98))
+    floor = np.float32(EDGE_FLOOR * (high - low))
+    return np.asarray(contrast > np.float32(EDGE_RATIO) * flattest + floor, np.bool_)
 
 
 def colorize(inverse_depth: Image32) -> npt.NDArray[np.uint8]:

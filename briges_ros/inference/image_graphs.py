@@ -24,14 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from briges_ros.depth_image import (
-    AROUND,
-    BLUR,
-    BLUR_PART,
-    BLUR_SLOPE,
-    EDGE_FLOOR,
-    EDGE_RATIO,
-)
+from briges_ros.depth_image import EDGE_FLOOR, EDGE_RATIO
 from briges_ros.inference.preprocess import NEAREST_M
 
 OPSET, IR_VERSION = 18, 10
@@ -110,19 +103,14 @@ def relative_graph(network: Size, camera: Size, metric: bool) -> onnx.ModelProto
     values = graph.input('inverse_depth', (1, 1, h, w))
     if metric:
         values = graph.add('Reciprocal', graph.add('Max', values, graph.constant(NEAREST_M)))
-    finite = _finite(graph, values)
-    source = graph.add('Where', finite, values, graph.constant(0.0))
-    unknown = graph.add('Where', finite, graph.constant(0.0), graph.constant(1.0))
-    low, high = _percentiles(graph, source, network)
-    noise = graph.add('Mul', graph.add('Sub', high, low), graph.constant(EDGE_FLOOR))
-    if min(network) >= AROUND:
-        source = _sharpened(graph, source, unknown, noise)
-    values = graph.add('Where', finite, source, values)
     if network == camera:
         graph.output(graph.reshaped(values, (height, width)), 'relative', (height, width))
         return graph.model('relative')
+    finite = _finite(graph, values)
+    source = graph.add('Where', finite, values, graph.constant(0.0))
+    unknown = graph.add('Where', finite, graph.constant(0.0), graph.constant(1.0))
     touched = graph.add('Greater', _greatest(graph, unknown, 2), graph.constant(0.5))
-    edges = graph.add('Or', _edges(graph, source, noise), touched)
+    edges = graph.add('Or', _edges(graph, source, network), touched)
     smooth = graph.add(
         'Resize',
         source,
@@ -213,31 +201,13 @@ def _least(graph: _Graph, values: str, side: int, border: int = 0) -> str:
     return graph.add('Neg', _greatest(graph, graph.add('Neg', values), side, border))
 
 
-def _sharpened(graph: _Graph, values: str, unknown: str, noise: str) -> str:
-    """`depth_image._sharpened`: (1, 1, h, w), where unknown is 1 or 0."""
-    (greatest, least), (highest, lowest), (above, below) = (
-        (_greatest(graph, values, side, side // 2), _least(graph, values, side, side // 2))
-        for side in (BLUR, AROUND, 3)
-    )
-    contrast = graph.add('Sub', greatest, least)
-    up, down = graph.add('Sub', greatest, values), graph.add('Sub', values, least)
-    slope = graph.add('Min', graph.add('Sub', above, values), graph.add('Sub', values, below))
-    around = graph.add('Sub', highest, lowest)
-    floats = graph.add('Greater', contrast, noise)
-    for larger, part, whole in ((contrast, BLUR_PART, around), (slope, BLUR_SLOPE, contrast)):
-        limit = graph.add('Mul', whole, graph.constant(part))
-        floats = graph.add('And', floats, graph.add('Greater', larger, limit))
-    known = graph.add('Less', _greatest(graph, unknown, BLUR, BLUR // 2), graph.constant(0.5))
-    floats = graph.add('And', floats, known)
-    nearer = graph.add('Where', graph.add('Less', up, down), greatest, least)
-    return graph.add('Where', floats, nearer, values)
-
-
-def _edges(graph: _Graph, values: str, noise: str) -> str:
+def _edges(graph: _Graph, values: str, size: Size) -> str:
     """`depth_image._edge_cells`: (1, 1, h, w) -> (1, 1, h - 1, w - 1) bool."""
     contrast = graph.add('Sub', _greatest(graph, values, 2), _least(graph, values, 2))
     flattest = _least(graph, contrast, 3, border=1)
-    limit = graph.add('Add', graph.add('Mul', flattest, graph.constant(EDGE_RATIO)), noise)
+    low, high = _percentiles(graph, values, size)
+    floor = graph.add('Mul', graph.add('Sub', high, low), graph.constant(EDGE_FLOOR))
+    limit = graph.add('Add', graph.add('Mul', flattest, graph.constant(EDGE_RATIO)), floor)
     return graph.add('Greater', contrast, limit)
 
 

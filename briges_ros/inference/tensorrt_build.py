@@ -31,7 +31,7 @@ log = logging.getLogger('briges_ros')
 
 LIBRARIES = ('tensorrt', 'tensorrt_rtx')
 PRECISIONS = ('fp16', 'fp32', 'int8')
-CONVERSION = 2  # of what `half_precision` and `image_graphs` make; raised whenever that changes
+CONVERSION = 1  # of what `half_precision` and `image_graphs` make; raised whenever that changes
 QUANTISED = frozenset({'QuantizeLinear', 'DequantizeLinear'})
 LEVELS = tuple(f'level{i}' for i in range(4))
 # What TensorRT says of memory that it does not get.

@@ -47,8 +47,6 @@ def test_depth_follows_the_rule_of_validity(relative, scale, shift, min_range, m
     assert depth.shape == relative.shape
     for p, z in zip(relative.ravel().tolist(), depth.ravel().tolist(), strict=True):
         expected = reference_depth(p, scale, shift, min_range, max_range)
-        if expected > np.finfo(np.float32).max:
-            expected = math.inf
         inverse = scale * p + shift
         # float32 may decide a pixel at the very limit the other way
         slack = 1e-6 * (abs(scale * p) + abs(shift))
@@ -137,61 +135,7 @@ def test_nothing_floats_between_two_walls(size, new, edge, angle, near):
     is_near = math.cos(angle) * x + math.sin(angle) * y > 0
     walls = np.where(is_near, np.float32(near), np.float32(0.01))
     resized = resize_inverse_depth(walls, *new)
-    # To rounding: OpenCV 4 blends equal values to others in the last bit.
-    assert set(np.unique(resized).round(6)) <= set(np.unique(walls).round(6))
-
-
-def floating(inverse, near, far):
-    """Part of the pixels that are neither near nor far."""
-    height = (inverse - far) / (near - far)
-    return ((height > 0.1) & (height < 0.9)).mean()
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    edge=st.floats(0.3, 0.7),
-    angle=st.floats(0, 2 * math.pi),
-    near=st.floats(0.05, 5.0),
-    blur=st.floats(0.6, 1.2),
-)
-def test_blurred_edges_become_sharp(edge, angle, near, blur):
-    x, y = np.arange(80) / 80 - edge, np.arange(60)[:, None] / 60 - edge
-    is_near = math.cos(angle) * x + math.sin(angle) * y > 0
-    walls = np.where(is_near, np.float32(near), np.float32(0.01))
-    blurred = cv2.GaussianBlur(walls, (0, 0), blur)
-    resized = resize_inverse_depth(blurred, 240, 180)
-    plain = cv2.resize(blurred, (240, 180))
-    assert floating(resized, near, 0.01) <= 0.5 * floating(plain, near, 0.01)
-    # Each wall keeps its place.
-    sharp = cv2.resize(walls, (240, 180), interpolation=cv2.INTER_NEAREST)
-    assert (np.abs(resized - sharp) > 0.5 * (near - 0.01)).mean() < 0.03
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    size=st.tuples(*[st.integers(22, 60)] * 2),
-    slopes=st.tuples(*[st.floats(-1, 1, width=16)] * 3),
-    where=st.floats(0, 1),
-    upright=st.booleans(),
-)
-def test_creases_between_planes_stay(size, slopes, where, upright):
-    """A floor meets a wall, without a depth edge; both are seen some pixels wide."""
-    h, w = size
-    x, y = np.arange(w), np.arange(h)[:, None] - (10 + where * (h - 21))
-    crease = np.where(y < 0, slopes[0] * y, slopes[1] * y) + slopes[2] * x
-    crease = (crease.T if upright else crease).astype(np.float32)
-    resized = resize_inverse_depth(crease, *crease.shape[::-1])
-    np.testing.assert_array_equal(resized, crease)
-
-
-@pytest.mark.parametrize('width', [2, 3, 5])
-def test_what_is_sharp_stays(width):
-    """Stairs of different heights, posts and their gaps, of some pixels each."""
-    heights = np.float32([0, 1, 5, 2, 9, 3, 3.5, 8, 0.5, 6])
-    stairs = np.tile(np.repeat(heights, width), (40, 1))
-    np.testing.assert_array_equal(resize_inverse_depth(stairs, *stairs.shape[::-1]), stairs)
-    posts = np.where(np.arange(40) % 9 == 0, np.float32(4), np.float32(1))[None].repeat(30, 0)
-    np.testing.assert_array_equal(resize_inverse_depth(posts, 40, 30), posts)
+    assert set(np.unique(resized)) <= set(np.unique(walls))
 
 
 @given(relative=inverse_images, new=st.tuples(*[st.integers(1, 30)] * 2))
