@@ -50,8 +50,6 @@ INDEPENDENT_ANCHORS = 40
 _GATE = 13.8  # 99.9 % of chi-square with two degrees of freedom
 # A fit of this quality is believed on its own; one below, when a second one agrees.
 _TRUSTED_QUALITY = 0.4
-# Metres of which the standard deviation is greater than this part of them are not metres.
-_USELESS = 0.5
 # A relief that is not known better than this says nothing of the next frame's.
 _RELIEF_UNKNOWN = 0.2
 # How well a scale that a user gives, or a metric network has, holds for an image: published metric
@@ -380,16 +378,13 @@ class ScaleTracker:
         if self._track is not None:
             age = stamp - self._track.last_fit
             why_not = f'{why_not}; the last fit is {age:.1f} s old'
-            if age <= self._hold_duration:
-                why_not += ', and the scale has wandered too far since'
         return _fallback(prior, age, why_not)
 
     def _alive(self, stamp: float) -> _Track | None:
-        """Give the track as predicted, if it is still worth anything."""
+        """Give the track as predicted, while it may stand in."""
         if self._track is None or stamp - self._track.last_fit > self._hold_duration:
             return None
-        track = self._track.predicted(stamp)
-        return track if track.relative_sigma <= _USELESS else None
+        return self._track.predicted(stamp)
 
     def _held(self, state: ScaleState, track: _Track, reason: str) -> ScaleEstimate:
         """Make the estimate; fits of lately may know the relief that the last one does not."""

@@ -310,15 +310,17 @@ def test_what_is_expected_is_the_track():
     assert tracker.expected(1.5) is None
 
 
-def test_a_track_that_wanders_too_much_is_given_up_early():
-    tracker = ScaleTracker(hold_duration=5.0)
+def test_a_track_that_wanders_is_held_as_long_but_says_what_it_is_worth():
+    steady, wild = ScaleTracker(hold_duration=5.0), ScaleTracker(hold_duration=5.0)
     for k in range(30):
         factor = 1.3 ** (k % 2)
-        tracker.update(fit(0.3 * factor, 0.02 * factor), 0.1 * k)
-    assert tracker.update(None, 3.0).state is HELD
-    lost = tracker.update(None, 6.0)
-    assert lost.state is RELATIVE
-    assert 'wandered too far' in lost.reason
+        steady.update(fit(), 0.1 * k)
+        wild.update(fit(0.3 * factor, 0.02 * factor), 0.1 * k)
+    for tracker, least, most in ((steady, 0.0, 0.3), (wild, 0.5, np.inf)):
+        held = tracker.update(None, 7.5)
+        assert held.state is HELD
+        assert least < np.sqrt(held.covariance[0, 0]) / held.scale < most
+        assert tracker.update(None, 8.0).state is RELATIVE
 
 
 def test_a_prior_of_the_frame_comes_before_that_of_the_user():
