@@ -39,7 +39,7 @@ _NEAR_SHARE = 0.75
 # ... and half of them so near to where the others have them.
 _GREATEST_RESIDUAL = 0.1
 _INLIER = 0.3
-_MIN_SHARE = 0.7
+_MIN_SHARE = 0.75
 # With no network to speak for it, a quarter at one depth is no scene, see `fit`.
 _ONE_READING_SHARE = 0.25
 _MODEL_ERROR_RANGE = (0.05, 0.4)
