@@ -33,7 +33,7 @@ TRAINED_ON = {'d13_kitticity'}  # single frames that are also frames of the driv
 
 @dataclass(frozen=True)
 class Row:
-    """Means over frames of ours and of the alternative."""
+    """Means over frames of ours and of the alternative, as far as there are metres."""
 
     data: str
     protocol: str
@@ -130,8 +130,8 @@ def row(data: str, protocol: str, ours: list, alternative: str, theirs: list) ->
 
     def means(results: list) -> tuple[float, float]:
         return (
-            float(np.mean([r.abs_rel for r in results])),
-            float(np.mean([r.delta1 for r in results])),
+            float(np.nanmean([r.abs_rel for r in results])),
+            float(np.nanmean([r.delta1 for r in results])),
         )
 
     coverage = float(np.mean([a.pixels / b.pixels for a, b in zip(ours, theirs, strict=True)]))

@@ -8,6 +8,8 @@ Such an interpolation is an average of the residuals and of a prior at 0: bounde
 anchors, gone far from all of them. On real frames it does as well as kriging with an exponential
 covariance, and solves no equations.
 
+Such a field has steps between anchors; so it is smoothed at last, but for the network's own edges.
+
 The sums run over a pyramid of cells, near ones fine and far ones coarse, as those of Barnes and Hut
 (Nature 1986) do. Before, the neighbours of every anchor vote on it: what few of them share counts
 little. Being an outlier of the fit is no reason to be left out, as long as there are not too many:
@@ -53,6 +55,12 @@ _MIN_TOGETHER = 8
 # coarser cells, which hold the same anchors, count this much.
 _BLUR = 0.7
 _FADE = 0.125
+# The correction is smoothed over this part of the spacing of the anchors to either side, and no
+# more than this part of the image's width; but not across relief of the network's, as a logarithm,
+# that is more than this.
+_SMOOTH = 0.4
+_SMOOTH_MOST = 0.05
+_RELIEF_OF_NOTE = 0.1
 # Cells of the finest level are between these, pixels; farther ones are looked up at every such
 # pixel only.
 _CELLS = (2, 32)
@@ -160,7 +168,14 @@ def refine(
     if low.any():
         back = full(near / (near + np.float32(_RESCUE_DISTANCE**-4)))
         inverse[low] += (floor - inverse[low]) * back[low]
-    inverse *= full(np.exp(weighted / (near + np.float32(_PRIOR))))
+    correction = weighted / (near + np.float32(_PRIOR))
+    reach = int(min(_SMOOTH * spacing, _SMOOTH_MOST * inverse.shape[1]) / step)
+    if reach:
+        picked = inverse[step // 2 :: step, step // 2 :: step]
+        seen = np.asarray(np.log(np.fmax(picked, floor)), np.float32)
+        h, w = seen.shape
+        correction[:h, :w] = _guided(correction[:h, :w], seen, reach)
+    inverse *= full(np.exp(correction))
     distance = 1 / np.sqrt(np.sqrt(near) + np.float32(1e-6))
     variance = np.float32(model_error**2) * (1 - np.exp(-2 * distance)) + np.float32(noise)
     return Refinement(inverse, full(np.sqrt(variance)))
@@ -250,6 +265,28 @@ def _interpolated(
         total = own
     assert total is not None
     return (*total, step)
+
+
+def _guided(field: Array32, guide: Array32, reach: int) -> Array32:
+    """Smooth a field but for the edges of a guide: the guided filter (He, Sun and Tang, ECCV 2010).
+
+    Args:
+        field, guide: (h, w) float32.
+        reach: The windows are (2 reach + 1) wide.
+    """
+    window = 2 * reach + 1, 2 * reach + 1
+
+    def mean(values: Array32) -> Array32:
+        return np.asarray(cv2.blur(values, window, borderType=cv2.BORDER_REFLECT), np.float32)
+
+    mean_guide, mean_field = mean(guide), mean(field)
+    slope = mean(guide * field) - mean_guide * mean_field
+    slope /= mean(guide * guide) - mean_guide * mean_guide + np.float32(_RELIEF_OF_NOTE**2)
+    mean_field -= slope * mean_guide  # the offset
+    smooth = mean(slope)
+    smooth *= guide
+    smooth += mean(mean_field)
+    return smooth
 
 
 def _votes(
