@@ -1,6 +1,6 @@
 """The parameters of the node: one table, from which they are declared, checked and documented.
 
-`config/depth.yaml` says the same for people; a test holds the two together.
+`parameter_files` makes config/depth.yaml, its JSON schema and docs/parameters.md of it.
 """
 
 from __future__ import annotations
@@ -239,6 +239,15 @@ PARAMETERS: tuple[Parameter, ...] = (
         high=170.0,
     ),
     Parameter(
+        'output_qos',
+        'reliable',
+        'Reliability of the outputs. reliable: connects with every subscriber (RViz asks for '
+        'reliable, Nav2 for best effort). sensor_data: best effort, for lossy networks; a reliable '
+        'subscriber gets nothing.',
+        Change.CONFIGURE,
+        choices=('reliable', 'sensor_data'),
+    ),
+    Parameter(
         'depth.encoding',
         '32FC1',
         'Encoding of depth/image: 32FC1 (metres; NaN unknown, +inf beyond range) or 16UC1 '
@@ -397,15 +406,6 @@ PARAMETERS: tuple[Parameter, ...] = (
         high=1000.0,
     ),
     Parameter(
-        'output_qos',
-        'reliable',
-        'Reliability of the outputs. reliable: connects with every subscriber (RViz asks for '
-        'reliable, Nav2 for best effort). sensor_data: best effort, for lossy networks; a reliable '
-        'subscriber gets nothing.',
-        Change.CONFIGURE,
-        choices=('reliable', 'sensor_data'),
-    ),
-    Parameter(
         'sparse.max_age',
         0.2,
         'Most that the stamps of an image and of the sparse measurements scaling it may differ.',
@@ -539,6 +539,7 @@ class Settings:
     image_is_rectified: bool
     undistort: bool
     horizontal_fov: float
+    output_qos: str
     depth_encoding: str
     depth_min_range: float
     depth_max_range: float
@@ -557,7 +558,6 @@ class Settings:
     scan_max_height: float
     scan_max_range: float
     clearing_max_range: float
-    output_qos: str
     sparse_max_age: float
     sparse_fixed_frame: str
     hold_duration: float

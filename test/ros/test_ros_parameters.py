@@ -11,11 +11,11 @@ import yaml
 from conftest import ROOT
 
 from briges_ros.alignment.anchors import RangeNoise
+from briges_ros.ros.parameter_files import files, json_schema, page
 from briges_ros.ros.parameters import (
     BY_NAME,
     PARAMETERS,
     SOURCES,
-    Change,
     ParameterError,
     Settings,
     SourceSettings,
@@ -127,28 +127,25 @@ def test_yaml_has_the_defaults() -> None:
         assert type(value) is type(expected[name]), name
 
 
-def test_yaml_describes_as_the_table_does() -> None:
-    """Each value follows a comment that has the table's description, mark, unit and bounds."""
-    tag = {Change.NEXT_FRAME: 'DYNAMIC', Change.CONFIGURE: 'CONFIGURE', Change.START: 'START'}
-    comment = ''
-    documented = {}
-    sections: list[str] = []
-    for line in (ROOT / 'config' / 'depth.yaml').read_text().splitlines():
-        if line.lstrip().startswith('#'):
-            comment += ' ' + line.strip(' #')
-        elif entry := re.fullmatch(r'( {4,})(\w+):( .*)?', line):
-            sections[(len(entry[1]) - 4) // 2 :] = [entry[2]]
-            documented['.'.join(sections)] = comment
-            comment = ''
-        else:
-            comment = ''
+def test_the_files_are_as_the_table_has_them() -> None:
+    for name, text in files().items():
+        made_anew = f'{name}: make it anew with python -m briges_ros.ros.parameter_files'
+        assert (ROOT / name).read_text() == text, made_anew
+
+
+def test_the_schema_knows_every_parameter_and_its_limits() -> None:
+    node = json_schema()['additionalProperties']['properties']['ros__parameters']
+    types = {'boolean': bool, 'integer': int, 'number': float, 'string': str, 'array': tuple}
     for parameter in PARAMETERS:
-        if re.match(r'sparse\.(scan|depth|range)\.', parameter.name):
-            continue  # as those of sparse.points
-        text = documented[parameter.name]
-        assert f'[{tag[parameter.change]}]' in text, parameter.name
-        plain = re.sub(r'\[[^]]*\]|, [\d.]+ to [\d.]+', '', text)
-        words = re.findall(r'[\w/]+', parameter.description.replace(' in metres', ''))
-        assert [w for w in words if w not in re.findall(r'[\w/]+', plain)] == [], parameter.name
-        if parameter.low is not None and not parameter.name.startswith('prior.'):
-            assert f'{parameter.low:g} to {parameter.high:g}' in text, parameter.name
+        schema = node
+        for part in parameter.name.split('.'):
+            schema = schema['properties'][part]
+        assert type(parameter.default) is types[schema['type']], parameter.name
+        assert (schema.get('minimum'), schema.get('maximum')) == (parameter.low, parameter.high)
+        assert tuple(schema.get('enum', ())) == parameter.choices
+
+
+def test_the_page_has_a_row_for_every_parameter_in_a_table() -> None:
+    rows = [line for line in page().splitlines() if line.startswith('| `')]
+    assert [row.split('`')[1] for row in rows] == [parameter.name for parameter in PARAMETERS]
+    assert {len(re.findall(r'(?<!\\)\|', row)) for row in rows} == {5}
