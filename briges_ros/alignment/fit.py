@@ -612,9 +612,13 @@ def _refine(
         # Least squares with weights 1 / (|e| (1 + e)) has the minimum of |e| / (1 + e).
         linear = np.maximum(_SQUARED_UP_TO, size) * np.maximum(1 + error, 0.2)
         normal, right = _equations(part * inlier / (spread * spread * linear), p, z)
-        if not np.linalg.det(normal) > 1e-12 * normal[0, 0] * normal[1, 1]:
+        (a, b), (_, d) = normal.tolist()
+        determinant = a * d - b * b
+        if not determinant > 1e-12 * a * d:
             break
-        before, (s, t) = (s, t), np.linalg.solve(normal, right).tolist()
+        before = s, t
+        first, second = right.tolist()
+        s, t = (first * d - second * b) / determinant, (second * a - first * b) / determinant
         # Standard deviation of a normal distribution from its median absolute deviation.
         measured = 1.4826 * _median(np.abs(error[inlier]))
         model2 = inliers * measured**2 + _MODEL_ERROR_WEIGHT * _MODEL_ERROR**2
