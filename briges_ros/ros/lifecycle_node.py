@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import gc
 import os
 import threading
 import traceback
@@ -212,6 +213,9 @@ class DepthNode(LifecycleNode):
             self._outputs = None
         self._pipeline = None
         self._node_parameters.configured = False
+        # The engine has hundreds of megabytes and threads of its own, and is held by a circle of
+        # references: left to the collector's own time, some rounds of configure keep a gigabyte.
+        gc.collect()
         self._health.state = 'unconfigured'
         self._health.scale = None
 

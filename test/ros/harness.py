@@ -116,6 +116,13 @@ class DepthNodeProcess:
         self._log.flush()
         return os.pread(self._log.fileno(), 1 << 24, 0).decode(errors='replace')
 
+    def resources(self) -> tuple[int, int, int]:
+        """Resident memory in MB, and how many threads and open files there are."""
+        folder = Path('/proc') / str(self._process.pid)
+        status = dict(line.split(':', 1) for line in (folder / 'status').read_text().splitlines())
+        memory = int(status['VmRSS'].split()[0]) // 1024
+        return memory, int(status['Threads']), len(list((folder / 'fd').iterdir()))
+
     @property
     def alive(self) -> bool:
         """Whether the process runs."""

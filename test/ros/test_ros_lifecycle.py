@@ -259,6 +259,23 @@ def test_signals_while_loading_end_with_0(start: Start, model: str) -> None:
     assert 'Traceback' not in process.log
 
 
+def test_rounds_of_the_life_cycle_leave_nothing_behind(
+    start: Start, tester: Tester, model: str, drive: Drive
+) -> None:
+    process = start(small_parameters(model, drive))
+    seen = []
+    for _ in range(8):
+        assert tester.configure()
+        assert tester.activate()
+        assert tester.deactivate()
+        assert tester.cleanup()
+        seen.append(process.resources())
+    megabytes, threads, files = zip(*seen, strict=True)
+    assert set(threads[1:]) == {threads[1]}, threads
+    assert set(files[1:]) == {files[1]}, files
+    assert max(megabytes[2:]) < megabytes[1] + 40, megabytes  # an engine has 200
+
+
 def test_reset_scale_needs_a_configured_node(node: DepthNodeProcess, tester: Tester) -> None:
     answer = tester.call(Trigger, 'depth/reset_scale', Trigger.Request())
     assert not answer.success
