@@ -14,7 +14,6 @@ from briges_ros.alignment.anchors import Anchors
 from briges_ros.alignment.carried import CARRIED_WEIGHT, CarriedDepth, same_scale
 from briges_ros.alignment.edges import edge_weight
 from briges_ros.alignment.fit import (
-    DISTRUST,
     AffineFit,
     FitFailure,
     fit_inverse_depth,
@@ -127,16 +126,16 @@ class Aligner:
             return Alignment(scale, relative, False, None)
 
         error = None
-        sources: list[tuple[Anchors, npt.NDArray[np.float64]]] = []
+        sources: list[Anchors] = []
         if isinstance(fit, AffineFit) and scale.state is ScaleState.METRIC:
             assert anchors is not None
             fresh = anchors.thinned(MAX_REFINEMENT_ANCHORS)
-            p = sample(relative, fresh.u, fresh.v)
-            weight = fresh.weight.astype(np.float64)
-            weight[one_reading(p, fresh.depth)] = DISTRUST
-            sources.append((fresh, weight))
+            believed = np.ones(len(fresh), np.bool_)
+            believed[one_reading(sample(relative, fresh.u, fresh.v), fresh.depth)] = False
+            fresh = fresh.take(believed)
+            sources.append(fresh)
             # At fresh anchors only: carried ones agree with the errors that they bring along.
-            inverse = scale.scale * p + scale.shift
+            inverse = scale.scale * sample(relative, fresh.u, fresh.v) + scale.shift
             height, width = relative.shape
             error = local_error(
                 *(fresh.u, fresh.v, fresh.depth, fresh.sigma),
@@ -149,10 +148,10 @@ class Aligner:
             ):
                 carried = None
         if carried is not None:
-            sources.append((carried, np.full(len(carried), CARRIED_WEIGHT)))
+            sources.append(carried.weighted(CARRIED_WEIGHT))
         if not (self.refinement and sources):
             return Alignment(scale, relative, False, error)
-        return Alignment(scale, _refined(relative, scale, sources), True, error)
+        return Alignment(scale, _refined(relative, scale, Anchors.joined(sources)), True, error)
 
     def remember(
         self,
@@ -191,20 +190,11 @@ def _fit(
     )
 
 
-def _refined(
-    relative: Image32,
-    scale: ScaleEstimate,
-    sources: list[tuple[Anchors, npt.NDArray[np.float64]]],
-) -> Image32:
+def _refined(relative: Image32, scale: ScaleEstimate, anchors: Anchors) -> Image32:
     """Put what the anchors say of each place into the relative inverse depth."""
-    u, v, depth, sigma = (
-        np.concatenate([getattr(anchors, name) for anchors, _ in sources])
-        for name in ('u', 'v', 'depth', 'sigma')
-    )
-    weight = np.concatenate([weight for _, weight in sources])
     refined = refine(
         *(relative, scale.scale, scale.shift, scale.model_error),
-        *(u, v, depth, sigma, weight),
+        *(anchors.u, anchors.v, anchors.depth, anchors.sigma, anchors.weight),
     ).inverse_depth
     refined -= np.float32(scale.shift)
     refined /= np.float32(scale.scale)

@@ -48,7 +48,7 @@ _GREATEST_RIVAL = 0.85
 _ONE_READING = 0.02
 _ONE_READING_SHARE = (0.2, 0.7)
 _ONE_READING_RELIEF = 0.25
-DISTRUST = 1e-3  # how much they count
+_DISTRUST = 1e-3  # how much they count
 # What is at least needed to trust a fit, see `fit_inverse_depth`.
 _MIN_ANCHORS = 5
 _MIN_INLIERS = 5
@@ -202,7 +202,9 @@ def fit_inverse_depth(
     does, after a charge for its parameters (`evidence`). Where it does not, because there are few
     anchors or all lie at about one depth (a wall, a table from above), only the scale of `previous`
     moves, if they agree with its ratio of shift to scale. Without it, that one depth is the fit,
-    for as much of the image as they stand for: see `AffineFit.relative_range`.
+    for as much of the image as they stand for: see `AffineFit.relative_range`. Many anchors at one
+    depth, over things that the network sees at different ones, do not count (`one_reading`); and
+    where another line, of another depth, has nearly as many anchors, neither is taken.
 
     Args:
         relative: (N,) relative inverse depth at the anchors, larger is nearer. What is not finite
@@ -216,8 +218,8 @@ def fit_inverse_depth(
 
     Returns:
         The fit, or why there is none: fewer than 5 usable anchors; fewer than 5, or than 40 %, in
-        agreement; relative depth that falls where the anchors come nearer, or that does not
-        explain them.
+        agreement, or two parties of them; relative depth that falls where the anchors come nearer,
+        that does not explain them, or that is off by more than 16 % at half of those that agree.
 
     Raises:
         ValueError: The vectors differ in length.
@@ -238,7 +240,7 @@ def fit_inverse_depth(
     z = np.asarray(depth, dtype=np.float64)[usable]
     noise = np.asarray(sigma, dtype=np.float64)[usable] / z
     part = np.asarray(weight, dtype=np.float64)[usable]
-    part[one_reading(p, z)] *= DISTRUST
+    part[one_reading(p, z)] *= _DISTRUST
     part /= part.mean()
     # Centred and scaled, so that the equations are well conditioned whatever the network's unit.
     centre, unit = _median(p), float(p.max() - p.min())
@@ -321,7 +323,7 @@ def one_reading(
         z: (N,) metres.
 
     Returns:
-        Their indices, none as a rule. They are to count `DISTRUST` times.
+        Their indices, none as a rule. A fit hardly counts them, a refinement must not at all.
     """
     alike = same_depth(z)
     low, high = _ONE_READING_SHARE
