@@ -12,7 +12,6 @@ once and kept in --cache.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
@@ -24,13 +23,14 @@ import cv2
 import numpy as np
 from baselines import BASELINES, Problem, line_of_least_squares
 from numpy.typing import NDArray
+from predictions import Predictions, arguments
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation, Slerp
 
-from briges_ros import Anchors, CameraModel, DepthPipeline
+from briges_ros import Anchors, CameraModel
 from briges_ros.alignment import fit_inverse_depth, refine, sample
 from briges_ros.alignment.aligner import MAX_FIT_ANCHORS, Aligner
 from briges_ros.alignment.edges import edge_weight
@@ -91,24 +91,6 @@ class Setting:
     def name(self) -> str:
         """For the table."""
         return f'{self.anchors} {self.trouble}'
-
-
-class Predictions:
-    """The network's output for images, from the cache or made."""
-
-    def __init__(self, model: str, backend: str, cache: Path) -> None:
-        self.model, self.backend, self.cache = model, backend, cache
-        self.pipeline: DepthPipeline | None = None
-
-    def __call__(self, name: str, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(H, W) float32."""
-        path = self.cache / f'{name}.npy'
-        if not path.is_file():
-            if self.pipeline is None:
-                self.pipeline = DepthPipeline.load(self.model, self.backend)
-            self.cache.mkdir(parents=True, exist_ok=True)
-            np.save(path, self.pipeline(image).relative)
-        return np.load(path)
 
 
 def single_frames(data: Path, predict: Predictions) -> Iterator[Case]:
@@ -579,15 +561,10 @@ def random_case(seed: int) -> tuple[bool, float]:
 
 def main() -> None:
     """Measure, print and, if asked, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--model', default='compact', help='bundle: a name or a folder')
-    parser.add_argument('--backend', default='auto')
-    parser.add_argument('--data', type=Path, default=Path('../shared/data'))
-    parser.add_argument('--cache', type=Path, default=Path('build/alignment'))
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument('--only', default='', help='settings with this in their name')
     parser.add_argument('--speed', action='store_true', help='only the milliseconds')
     parser.add_argument('--false-metric', type=int, metavar='N', help='only N random cases')
-    parser.add_argument('--output', type=Path, help='JSON file to update')
     options = parser.parse_args()
     cv2.setNumThreads(1)
     values: dict[str, object] = {}

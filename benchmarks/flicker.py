@@ -13,15 +13,14 @@ own gives a depth.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from alignment import Predictions
 from numpy.typing import NDArray
+from predictions import Predictions, arguments
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -316,12 +315,7 @@ def follow_steps(data: Path, predict: Predictions) -> dict[str, list[float]]:
 
 def main() -> None:
     """Measure, print and, if asked, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--model', default='compact', help='bundle: a name or a folder')
-    parser.add_argument('--backend', default='auto')
-    parser.add_argument('--data', type=Path, default=Path('../shared/data'))
-    parser.add_argument('--cache', type=Path, default=Path('build/predictions'))
-    parser.add_argument('--output', type=Path, help='JSON file to write')
+    parser = arguments(__doc__.splitlines()[0])
     options = parser.parse_args()
     predict = Predictions(options.model, options.backend, options.cache)
     sequence = hand_held(options.data, predict)

@@ -11,7 +11,6 @@ residuals of its fit (1.4826 times their median), beside the same depth.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from alignment import (
     Case,
-    Predictions,
     drive_frames,
     hand_held_frames,
     single_frames,
@@ -29,6 +27,7 @@ from alignment import (
     with_outliers,
 )
 from numpy.typing import NDArray
+from predictions import Predictions, arguments
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -270,12 +269,7 @@ def measure_ground(data: Path, predict: Predictions) -> list[Ground]:
 
 def main() -> None:
     """Measure, print and, if asked, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--model', default='compact', help='bundle: a name or a folder')
-    parser.add_argument('--backend', default='auto')
-    parser.add_argument('--data', type=Path, default=Path('../shared/data'))
-    parser.add_argument('--cache', type=Path, default=Path('build/predictions'))
-    parser.add_argument('--output', type=Path, help='JSON file to write')
+    parser = arguments(__doc__.splitlines()[0])
     options = parser.parse_args()
     predict = Predictions(options.model, options.backend, options.cache)
     rows, ground = measure(options.data, predict), measure_ground(options.data, predict)
