@@ -19,6 +19,7 @@ from briges_ros.camera import CameraModel
 from briges_ros.depth_image import depth_from_inverse, resize_inverse_depth
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.engine import Engine, ImageEngine, Progress
+from briges_ros.inference.engine_pool import EnginePool
 from briges_ros.inference.preprocess import prepare, to_inverse_depth
 from briges_ros.inference.selfcheck import open_checked_engine
 from briges_ros.obstacles import ground_of_base
@@ -136,6 +137,7 @@ class DepthPipeline:
         segmentation_every_n_frames: int = 1,
         image_size: tuple[int, int] | None = None,
         progress: Progress | None = None,
+        engines: EnginePool | None = None,
     ) -> DepthPipeline:
         """Load a model bundle on a backend and check that it computes what it should.
 
@@ -160,6 +162,8 @@ class DepthPipeline:
             image_size: (width, height) of the images, if known: what the backend builds for a size,
                 which takes TensorRT minutes, is then built here and not with the first image.
             progress: told how that goes on, here or later.
+            engines: of all pipelines of this process that are to share what they load, one for
+                each camera. They may then run in a thread each.
 
         Raises:
             BrigesError: the bundle or the backend does not load, or fails its self-check.
@@ -168,7 +172,8 @@ class DepthPipeline:
         if image_size is not None and min(image_size) < 1:
             raise ValueError(f'image_size must be (width, height) in pixels, got {image_size}')
         bundle = ModelBundle.load(name_or_path)
-        engine, selfcheck = open_checked_engine(
+        opened = open_checked_engine if engines is None else engines.open
+        engine, selfcheck = opened(
             bundle, backend, precision, threads, image_size, token_budget, progress
         )
         pipeline = cls(

@@ -2,14 +2,18 @@
 
 ros2 launch briges_ros depth.launch.py image:=/camera/image_raw camera_info:=/camera/camera_info \
     sparse_points:=/velodyne_points rviz:=true
+
+For several cameras see multi_camera.launch.py, which includes this.
 """
 
+import copy
 import os
+import tempfile
 from pathlib import Path
 
+import yaml
 from ament_index_python.packages import get_package_share_directory
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
-from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -29,6 +33,12 @@ def shared(*parts):
 def declare_arguments():
     """Return the arguments, with defaults that start a working node."""
     return [
+        DeclareLaunchArgument(
+            'cameras',
+            default_value='',
+            description='Namespaces of several cameras, e.g. front,rear: one node in each, all in '
+            'one process that loads the model once. Empty: one camera.',
+        ),
         DeclareLaunchArgument(
             'image',
             default_value='image',
@@ -138,6 +148,13 @@ def large_message_profile():
     return [SetEnvironmentVariable(name, profile) for name in names]
 
 
+def camera_namespaces(context):
+    """Return the namespaces of several cameras, below that of the launch; none for one camera."""
+    cameras = LaunchConfiguration('cameras').perform(context).replace(',', ' ').split()
+    below = LaunchConfiguration('namespace').perform(context).strip('/')
+    return [f'/{below}/{camera}' if below else f'/{camera}' for camera in cameras]
+
+
 def start_node(context):
     """Return the node, with those arguments as parameters that were given."""
     overrides = {
@@ -150,43 +167,83 @@ def start_node(context):
     for name, value_type in from_file.items():
         if LaunchConfiguration(name).perform(context) != FROM_FILE:
             overrides[name] = ParameterValue(LaunchConfiguration(name), value_type=value_type)
+    given = {
+        'package': PACKAGE,
+        'executable': 'depth_node',
+        'parameters': [LaunchConfiguration('params_file'), overrides],
+        # Relative names are those of each camera's namespace.
+        'remappings': [
+            ('image', LaunchConfiguration('image')),
+            ('camera_info', LaunchConfiguration('camera_info')),
+            ('sparse/points', LaunchConfiguration('sparse_points')),
+            ('sparse/scan', LaunchConfiguration('sparse_scan')),
+            ('sparse/range', LaunchConfiguration('sparse_range')),
+            ('sparse/depth', LaunchConfiguration('sparse_depth')),
+            ('sparse/camera_info', LaunchConfiguration('sparse_camera_info')),
+        ],
+        'output': 'screen',
+        'emulate_tty': True,
+    }
+    ros_arguments = ['--ros-args', '--log-level', LaunchConfiguration('log_level')]
+    cameras = camera_namespaces(context)
+    if cameras:  # no name or namespace: those would be for all nodes of the process
+        return [Node(**given, arguments=['--cameras', *cameras, *ros_arguments])]
+    namespace = LaunchConfiguration('namespace')
+    return [LifecycleNode(**given, name='depth', namespace=namespace, arguments=ros_arguments)]
+
+
+def start_rviz(context):
+    """Return RViz, if it is asked for, with the displays of each camera."""
+    if LaunchConfiguration('rviz').perform(context) != 'true':
+        return []
+    config = shared('rviz', 'depth.rviz')
+    cameras = camera_namespaces(context)
+    if cameras:
+        config = rviz_config_of(cameras, Path(config))
     return [
-        LifecycleNode(
-            package=PACKAGE,
-            executable='depth_node',
-            name='depth',
+        Node(
+            package='rviz2',
+            executable='rviz2',
+            name='depth_rviz',
             namespace=LaunchConfiguration('namespace'),
-            parameters=[LaunchConfiguration('params_file'), overrides],
-            remappings=[
-                ('image', LaunchConfiguration('image')),
-                ('camera_info', LaunchConfiguration('camera_info')),
-                ('sparse/points', LaunchConfiguration('sparse_points')),
-                ('sparse/scan', LaunchConfiguration('sparse_scan')),
-                ('sparse/range', LaunchConfiguration('sparse_range')),
-                ('sparse/depth', LaunchConfiguration('sparse_depth')),
-                ('sparse/camera_info', LaunchConfiguration('sparse_camera_info')),
+            arguments=['-d', config],
+            parameters=[
+                {
+                    'use_sim_time': ParameterValue(
+                        LaunchConfiguration('use_sim_time'), value_type=bool
+                    )
+                }
             ],
-            arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
             output='screen',
-            emulate_tty=True,
         )
     ]
 
 
+def rviz_config_of(cameras, template):
+    """Return the path of an RViz configuration with the template's displays for each camera."""
+    config = yaml.safe_load(template.read_text())
+    manager = config['Visualization Manager']
+    common = [display for display in manager['Displays'] if 'Topic' not in display]
+    displays = [display for display in manager['Displays'] if 'Topic' in display]
+    for camera in cameras:
+        for display in copy.deepcopy(displays):
+            display['Name'] = f'{camera}: {display["Name"]}'
+            display['Topic']['Value'] = f'{camera}/{display["Topic"]["Value"]}'
+            common.append(display)
+    manager['Displays'] = common
+    manager['Global Options']['Fixed Frame'] = 'base_link'  # which all of them have in common
+    with tempfile.NamedTemporaryFile('w', suffix='.rviz', delete=False) as file:
+        yaml.safe_dump(config, file)
+    return file.name
+
+
 def generate_launch_description():
     """Return what `ros2 launch` starts."""
-    rviz = Node(
-        package='rviz2',
-        executable='rviz2',
-        name='depth_rviz',
-        namespace=LaunchConfiguration('namespace'),
-        arguments=['-d', shared('rviz', 'depth.rviz')],
-        parameters=[
-            {'use_sim_time': ParameterValue(LaunchConfiguration('use_sim_time'), value_type=bool)}
-        ],
-        condition=IfCondition(LaunchConfiguration('rviz')),
-        output='screen',
-    )
     return LaunchDescription(
-        [*declare_arguments(), *large_message_profile(), OpaqueFunction(function=start_node), rviz]
+        [
+            *declare_arguments(),
+            *large_message_profile(),
+            OpaqueFunction(function=start_node),
+            OpaqueFunction(function=start_rviz),
+        ]
     )

@@ -32,11 +32,19 @@ Progress = Callable[[str, float], bool | None]
 False stops the build, and what it raises comes through."""
 
 Graph = Callable[[dict[str, Any]], dict[str, Any]]
-"""A loaded ONNX graph: arrays by the names of its inputs -> arrays by those of its outputs.
+"""Runs an ONNX graph: arrays by the names of its inputs -> arrays by those of its outputs.
 
 It takes host arrays, and what another graph of the same engine gave, which may lie on a device.
 What it returns may be its own memory, which its next run overwrites.
 """
+
+
+class LoadedGraph(Protocol):
+    """An ONNX graph on a backend, with its weights."""
+
+    def runner(self) -> Graph:
+        """What runs it, in memory of its own: several may run at once."""
+        ...
 
 
 class Engine(Protocol):
@@ -80,6 +88,17 @@ class Engine(Protocol):
 
         Returns:
             By the names of its outputs; valid until the next run.
+        """
+        ...
+
+    def sibling(self, progress: Progress | None = None) -> Engine:
+        """Another engine of the same loaded model, for another camera.
+
+        They share the weights. The rest is its own, such as the segmentation of the last frame, so
+        that each may be used in a thread of its own.
+
+        Args:
+            progress: of what the sibling builds, see `open_engine`.
         """
         ...
 
@@ -186,7 +205,7 @@ class GraphEngine:
     Args:
         name, precision: see `Engine`.
         bundle: what it runs.
-        graphs: by their names in the bundle.
+        loaded: by their names in the bundle.
         to_host: gives an array of the graphs' as a host array.
     """
 
@@ -195,13 +214,14 @@ class GraphEngine:
         name: str,
         precision: str,
         bundle: ModelBundle,
-        graphs: Mapping[str, Graph],
+        loaded: Mapping[str, LoadedGraph],
         to_host: Callable[[Any], NDArray[np.float32]] = np.asarray,
     ) -> None:
         self.name = name
         self.precision = precision
         self._bundle = bundle
-        self._graphs = graphs
+        self._loaded = loaded
+        self._graphs = {graph: loaded[graph].runner() for graph in loaded}
         self._to_host = to_host
         self._segmentation: dict[str, Any] = {}
 
@@ -222,6 +242,10 @@ class GraphEngine:
             self._segmentation = {}  # it may be that graph's own memory
         outputs = self._run(graph, inputs)
         return {name: self._to_host(array) for name, array in outputs.items()}
+
+    def sibling(self, _progress: Progress | None = None) -> GraphEngine:
+        """See `Engine.sibling`."""
+        return GraphEngine(self.name, self.precision, self._bundle, self._loaded, self._to_host)
 
     def _run(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -44,14 +44,36 @@ def open_engine(
     Raises:
         EngineError: onnxruntime does not load a graph.
     """
-    graphs = {
-        name: _open_graph(path, device, precision, threads)
+    loaded = {
+        name: _LoadedGraph(_open_session(path, device, precision, threads))
         for name, path in bundle.graphs_in(precision).items()
     }
-    return GraphEngine(NAMES[device], precision, bundle, graphs)
+    return GraphEngine(NAMES[device], precision, bundle, loaded)
 
 
-def _open_graph(path: Path, device: str, precision: str, threads: int) -> Graph:
+class _LoadedGraph:
+    """See `engine.LoadedGraph`. A session runs in several threads at once as it is."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+        self._outputs = [value.name for value in session.get_outputs()]
+        self._types = {value.name: value.type for value in session.get_inputs()}
+
+    def runner(self) -> Graph:
+        """See `engine.LoadedGraph.runner`."""
+        return self._run
+
+    def _run(self, inputs: Arrays) -> Arrays:
+        fed = {
+            name: array.astype('float16') if self._types[name] == 'tensor(float16)' else array
+            for name, array in inputs.items()
+        }
+        return dict(zip(self._outputs, self._session.run(self._outputs, fed), strict=True))
+
+
+def _open_session(
+    path: Path, device: str, precision: str, threads: int
+) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only
@@ -80,17 +102,7 @@ def _open_graph(path: Path, device: str, precision: str, threads: int) -> Graph:
             f'{NAMES[device]} found no GPU that it can use, or not the CUDA libraries that it '
             'was built for; see the list of versions in the documentation of onnxruntime-gpu'
         )
-    names = [value.name for value in session.get_outputs()]
-    types = {value.name: value.type for value in session.get_inputs()}
-
-    def run(inputs: Arrays) -> Arrays:
-        fed = {
-            name: array.astype('float16') if types[name] == 'tensor(float16)' else array
-            for name, array in inputs.items()
-        }
-        return dict(zip(names, session.run(names, fed), strict=True))
-
-    return run
+    return session
 
 
 def _half(path: Path) -> bytes:

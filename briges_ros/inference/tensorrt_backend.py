@@ -22,7 +22,12 @@ from briges_ros.inference.engine import open_engine as open_other
 from briges_ros.inference.preprocess import prepare
 from briges_ros.inference.selfcheck import WHOLE, check, comparison
 from briges_ros.inference.tensorrt_build import BuildOptions, Shapes, import_tensorrt
-from briges_ros.inference.tensorrt_engine import TensorRTEngine, open_tensorrt, selfcheck_shapes
+from briges_ros.inference.tensorrt_engine import (
+    LoadedPlans,
+    TensorRTEngine,
+    open_tensorrt,
+    selfcheck_shapes,
+)
 
 log = logging.getLogger('briges_ros')
 
@@ -58,11 +63,16 @@ class TensorRTBackend:
     name = 'tensorrt'
 
     def __init__(
-        self, bundle: ModelBundle, precision: str, progress: Progress | None = None
+        self,
+        bundle: ModelBundle,
+        precision: str,
+        progress: Progress | None = None,
+        loaded: LoadedPlans | None = None,
     ) -> None:
         self.precision = precision
         self._bundle = bundle
         self._progress = progress
+        self._loaded = loaded or LoadedPlans()
         self._engines: dict[str, TensorRTEngine] = {}
         self._refused: dict[str, str] = {}  # why; an exception would keep the frame alive
         self._selfcheck_shapes = selfcheck_shapes(bundle)
@@ -129,6 +139,14 @@ class TensorRTBackend:
         engine, _ = self._for_inputs(self._selfcheck_shapes)
         return engine.run_graph(graph, inputs)
 
+    def sibling(self, progress: Progress | None = None) -> TensorRTBackend:
+        """See `engine.Engine.sibling`; it has execution contexts, streams and buffers of its own.
+
+        Raises:
+            EngineError: too little memory for these.
+        """
+        return TensorRTBackend(self._bundle, self.precision, progress, self._loaded)
+
     def _for_inputs(self, shapes: dict[str, Shapes]) -> tuple[TensorRTEngine, bool]:
         return self._opened(
             str(shapes), functools.partial(open_tensorrt, self._bundle, shapes=shapes)
@@ -145,7 +163,11 @@ class TensorRTBackend:
         if engine is None:
             log.info('tensorrt: plans for %s, from the cache or built, which takes minutes', key)
             try:
-                engine = opener(options=BuildOptions(self.precision), progress=self._progress)
+                engine = opener(
+                    options=BuildOptions(self.precision),
+                    progress=self._progress,
+                    loaded=self._loaded,
+                )
             except EngineError as error:  # else each image would start to build, for minutes
                 self._refused[key] = str(error)
                 raise

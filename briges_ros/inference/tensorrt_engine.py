@@ -17,6 +17,7 @@ import functools
 import logging
 import math
 import re
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -120,6 +121,7 @@ def open_tensorrt(
     token_budget: int | None = None,
     cache: EngineCache | None = None,
     progress: Progress | None = None,
+    loaded: LoadedPlans | None = None,
 ) -> TensorRTEngine:
     """Load a bundle's plans, built or from the cache, and check the image processing.
 
@@ -134,6 +136,7 @@ def open_tensorrt(
         token_budget: most patches; default: the bundle's.
         cache: of plans; default: the user's.
         progress: told how a build goes on.
+        loaded: plans that other engines have in use, whose weights it shares.
 
     Raises:
         EngineError: no TensorRT, no GPU, a plan that cannot be built or loaded, too little memory,
@@ -150,14 +153,14 @@ def open_tensorrt(
         with device.current():
             plans = plan()
             try:
-                graphs = load_graphs(trt, plans)
+                graphs = load_graphs(trt, plans, loaded)
             except StalePlanError as error:
                 if all(built.built for built in plans.values()):
                     raise
                 log.warning('building again: %s', error)
                 for stale in plans.values():
                     cache.discard(stale.key)
-                graphs = load_graphs(trt, plan())
+                graphs = load_graphs(trt, plan(), loaded)
             engine = TensorRTEngine(device, graphs, options.precision)
         if camera is not None:
             engine.check_image_processing(bundle)
@@ -361,8 +364,10 @@ def _info(listed: list[Any]) -> TensorInfo:
 # The library
 
 
-def load_graphs(trt: Any, plans: Mapping[str, Plan]) -> dict[str, Graph]:
-    """Deserialise plans on the current device.
+def load_graphs(
+    trt: Any, plans: Mapping[str, Plan], loaded: LoadedPlans | None = None
+) -> dict[str, Graph]:
+    """Deserialise plans on the current device, but for those that are loaded already.
 
     Raises:
         StalePlanError: the library does not take a plan.
@@ -377,48 +382,96 @@ def load_graphs(trt: Any, plans: Mapping[str, Plan]) -> dict[str, Graph]:
             f'{trt.__name__} {trt.__version__} does not start ({logger.last_error or error}): '
             'is the NVIDIA driver as new as it wants?'
         ) from error
-    return {name: TensorRTGraph(trt, runtime, name, plan.graph) for name, plan in plans.items()}
+    loaded = loaded or LoadedPlans()
+    return {
+        name: TensorRTGraph(
+            loaded.get(plan.key, functools.partial(LoadedPlan, trt, runtime, name, plan.graph))
+        )
+        for name, plan in plans.items()
+    }
 
 
-class TensorRTGraph:
-    """See `Graph`. All that the versions of TensorRT do differently at run time is in here."""
+class LoadedPlans:
+    """The plans that are in use on the device, for engines that share them."""
+
+    def __init__(self) -> None:
+        self._plans: weakref.WeakValueDictionary[EngineKey, LoadedPlan] = (
+            weakref.WeakValueDictionary()
+        )
+        self._loading = threading.Lock()
+
+    def get(self, key: EngineKey, load: Callable[[], LoadedPlan]) -> LoadedPlan:
+        """The plan of a key, which is loaded if nobody uses it."""
+        with self._loading:
+            plan = self._plans.get(key)
+            if plan is None:
+                plan = self._plans[key] = load()
+            return plan
+
+
+class LoadedPlan:
+    """A plan with its weights on the device; on the device as long as somebody holds it."""
 
     def __init__(self, trt: Any, runtime: Any, name: str, plan: BuiltGraph) -> None:
-        self._name = name
+        self.name = name
         self._logger = tensorrt_logger(trt)
         self._logger.forget()
         engine = runtime.deserialize_cuda_engine(plan.plan)
-        if engine is None and 'driver version is insufficient' in self._reason():
+        if engine is None and 'driver version is insufficient' in self.reason():
             raise EngineError(
                 f'the NVIDIA driver is older than {trt.__name__} {trt.__version__} wants: update '
                 'the driver, or install an older TensorRT'
             )
-        if engine is None and re.search('out ?of ?memory', self._reason(), re.IGNORECASE):
+        if engine is None and re.search('out ?of ?memory', self.reason(), re.IGNORECASE):
             # Not stale: to build it again would take minutes, and as much memory.
             needed = max(self._logger.needed, len(plan.plan))
             raise EngineError(
                 f'too little GPU memory: the plan of {name} needs {needed / 1e6:.0f} MB to load '
-                f'({self._reason()}); close what uses the GPU'
+                f'({self.reason()}); close what uses the GPU'
             )
         if engine is None:
             raise StalePlanError(
                 f'{trt.__name__} {trt.__version__} does not load the plan of {name} '
-                f'({self._reason()}); run: briges build'
+                f'({self.reason()}); run: briges build'
             )
         self.inputs, self.outputs = plan.inputs, plan.outputs
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         found = {tensor: tuple(engine.get_tensor_shape(tensor)) for tensor in names}
         if found != {info.name: info.shape for info in (*self.inputs, *self.outputs)}:
             raise StalePlanError(f'the plan of {name} has other tensors than were built: {found}')
-        self._engine: Any = engine  # has to outlive its context
-        self._context: Any = engine.create_execution_context()
-        if self._context is None:
+        self._engine: Any = engine
+
+    def context(self) -> Any:
+        """What runs the plan, with memory of its own for what lies between input and output.
+
+        Raises:
+            EngineError: there is too little of it.
+        """
+        self._logger.forget()
+        context = self._engine.create_execution_context()
+        if context is None:
             # The size has been 64 bits wide, under another name, since 10.1.
+            engine = self._engine
             size = getattr(engine, 'device_memory_size_v2', None) or engine.device_memory_size
             raise EngineError(
-                f'too little GPU memory: {name} needs {size / 1e6:.0f} MB to run '
-                f'({self._reason()}); close what uses the GPU, or choose a smaller token_budget'
+                f'too little GPU memory: {self.name} needs {size / 1e6:.0f} MB to run '
+                f'({self.reason()}); close what uses the GPU, or choose a smaller token_budget'
             )
+        return context
+
+    def reason(self) -> str:
+        """What TensorRT said last."""
+        return self._logger.last_error or 'TensorRT gives no reason'
+
+
+class TensorRTGraph:
+    """See `Graph`. With `LoadedPlan`, all that versions of TensorRT do differently at run time."""
+
+    def __init__(self, loaded: LoadedPlan) -> None:
+        self._loaded: LoadedPlan | None = loaded  # has to outlive its context
+        self._name = loaded.name
+        self.inputs, self.outputs = loaded.inputs, loaded.outputs
+        self._context: Any = loaded.context()
 
     def bind(self, tensor: str, address: int) -> None:
         if not self._context.set_tensor_address(tensor, address):
@@ -435,10 +488,10 @@ class TensorRTGraph:
 
     def close(self) -> None:
         self._context = None
-        self._engine = None
+        self._loaded = None
 
     def _reason(self) -> str:
-        return self._logger.last_error or 'TensorRT gives no reason'
+        return '' if self._loaded is None else self._loaded.reason()
 
 
 # The engine

@@ -7,6 +7,7 @@ is captured once for a size and replayed as one CUDA graph.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.inference.engine import EngineError, GraphEngine, Progress, one_line
+from briges_ros.inference.engine import EngineError, Graph, GraphEngine, Progress, one_line
 from briges_ros.inference.half_precision import half_precision
 
 NAMES = {'cpu': 'torch', 'cuda': 'torch-cuda'}
@@ -59,11 +60,11 @@ def open_engine(
         torch.set_num_threads(threads)
     # TF32 has 11 bits of mantissa: that is no float32.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    graphs = {
+    loaded = {
         name: _TorchGraph(path, torch.device(device), precision)
         for name, path in bundle.graphs.items()
     }
-    return GraphEngine(NAMES[device], precision, bundle, graphs, lambda x: x.float().cpu().numpy())
+    return GraphEngine(NAMES[device], precision, bundle, loaded, lambda x: x.float().cpu().numpy())
 
 
 class _TorchGraph:
@@ -99,6 +100,12 @@ class _TorchGraph:
                 tensor.to(device) if tensor.is_floating_point() else tensor
             )
         self._plans: dict[tuple[torch.Size, ...], _Plan] = {}
+
+    def runner(self) -> Graph:
+        """See `engine.LoadedGraph.runner`."""
+        other = copy.copy(self)  # the weights are the same
+        other._plans = {}
+        return other
 
     @torch.inference_mode()
     def __call__(self, arrays: dict[str, Any]) -> dict[str, Tensor]:
@@ -170,7 +177,8 @@ class _Plan:
                 self._run(self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads of the node may use the GPU meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode='thread_local'):
             self._results = self._run(self._inputs)
         self._graph = graph
 

@@ -25,6 +25,7 @@ from rclpy.utilities import get_rmw_implementation_identifier
 from std_srvs.srv import Trigger
 
 from briges_ros.errors import BrigesError
+from briges_ros.inference.engine_pool import EnginePool
 from briges_ros.pipeline import DepthPipeline
 from briges_ros.ros.camera_input import CameraInput, ImageMessage
 from briges_ros.ros.camera_mount import CameraMount
@@ -56,12 +57,17 @@ class DepthNode(LifecycleNode):
 
     Callbacks run in the executor's thread and only store; `FrameWorker` computes in its own.
 
+    Args:
+        engines: of all nodes of the process that are to share what they load.
+        namespace: of the node; default: that of the command line.
+
     Raises:
         ParameterError: a parameter given at start cannot be had.
     """
 
-    def __init__(self) -> None:
-        super().__init__('depth')
+    def __init__(self, engines: EnginePool | None = None, namespace: str | None = None) -> None:
+        super().__init__('depth', namespace=namespace)
+        self._engines = engines
         forward_library_log(self.get_logger())
         self._answer_impossible_transitions()
         self._log = ThrottledLog(self.get_logger())
@@ -174,6 +180,7 @@ class DepthNode(LifecycleNode):
             refinement=settings.refinement,
             image_size=settings.image_size,
             progress=self._tell_build,
+            engines=self._engines,
         )
         self._outputs = Outputs(self, settings.output_qos == 'reliable', self._log)
         self._node_parameters.configured = True

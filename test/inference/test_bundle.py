@@ -155,7 +155,7 @@ def test_a_reference_that_cannot_be_read(copy, arrays):
     np.savez(path, **dict.fromkeys(arrays, np.zeros((8, 8))))
     rewrite(copy, lambda v: v['selfcheck'].update(sha256=file_sha256(path)))
     bundle = ModelBundle.load(copy)
-    engine = GraphEngine('none', 'fp32', bundle, {'depth_encoder': list, 'gate_decoder': list})
+    engine = GraphEngine('none', 'fp32', bundle, {})
     with pytest.raises(BundleError, match=r'selfcheck\.npz cannot be read'):
         check_engine(engine, bundle)
 

@@ -1,6 +1,7 @@
 """Every engine on the real bundle, against its float32 reference."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -210,7 +211,8 @@ def test_auto_goes_on_when_one_has_too_little_memory(bundle, monkeypatch, caplog
         def run(inputs):
             raise MemoryError('Tried to allocate\n2 GiB')
 
-        return GraphEngine('openvino', 'fp32', bundle, dict.fromkeys(bundle.graphs, run))
+        graph = SimpleNamespace(runner=lambda: run)
+        return GraphEngine('openvino', 'fp32', bundle, dict.fromkeys(bundle.graphs, graph))
 
     monkeypatch.setattr(openvino_engine, 'open_engine', full)
     assert open_checked_engine(bundle, 'auto')[0].name == 'onnxruntime'

@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 import pytest
 from fake_device import FakeDevice, FakeGraph
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
+from pooled_bundle import CAMERA, HALF, picture, pooled_bundle
 
 from briges_ros import Anchors, DepthPipeline
 from briges_ros.cli.engines import BuildJob, run_build
@@ -26,7 +27,7 @@ from briges_ros.inference import (
     tensorrt_build,
     tensorrt_engine,
 )
-from briges_ros.inference.bundle import ModelBundle, SegmentationInput
+from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.device_memory import open_device
 from briges_ros.inference.engine import EngineError, open_engine
 from briges_ros.inference.engine_cache import EngineCache
@@ -41,6 +42,7 @@ from briges_ros.inference.tensorrt_build import (
 )
 from briges_ros.inference.tensorrt_engine import (
     Gpu,
+    LoadedPlans,
     StalePlanError,
     TensorRTEngine,
     build_plans,
@@ -48,104 +50,10 @@ from briges_ros.inference.tensorrt_engine import (
     open_tensorrt,
 )
 
-CAMERA = (64, 48)
-HALF = (0.5, 0.5, 0.5)
-
-
-def picture(seed=0, size=CAMERA):
-    return np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-
-
-# A bundle with a gate, small enough to run in no time: patches' means instead of transformers.
-
-
-def graph_of(name, inputs, nodes, outputs, weights=None):
-    def values(shapes):
-        return [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()]
-
-    tensors = [numpy_helper.from_array(np.asarray(a), n) for n, a in (weights or {}).items()]
-    graph = helper.make_graph(nodes, name, values(inputs), values(outputs), tensors)
-    opset = [helper.make_opsetid('', 18)]
-    model = helper.make_model(graph, opset_imports=opset, ir_version=10)
-    return onnx.shape_inference.infer_shapes(model)
-
-
-def pooled(patch):
-    return helper.make_node(
-        'AveragePool', ['image'], ['mean'], kernel_shape=[patch] * 2, strides=[patch] * 2
-    )
-
 
 @pytest.fixture(scope='module')
 def gated(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('gated')
-    image, grid = (1, 3, 'h', 'w'), (1, 3, 'rows', 'cols')
-    levels = [f'level{i}' for i in range(4)]
-    factors = {f'f{i}': np.float32(i + 1) for i in range(4)}
-    graphs = {
-        'depth_encoder': graph_of(
-            'depth_encoder',
-            {'image': image},
-            [
-                pooled(14),
-                *(helper.make_node('Mul', ['mean', f'f{i}'], [levels[i]]) for i in range(4)),
-            ],
-            dict.fromkeys(levels, grid),
-            factors,
-        ),
-        'segmentation_encoder': graph_of(
-            'segmentation_encoder',
-            {'image': image},
-            [pooled(16), helper.make_node('Mul', ['mean', 'f'], ['segmentation'])],
-            {'segmentation': grid},
-            {'f': np.float32(-0.5)},
-        ),
-        'gate_decoder': graph_of(
-            'gate_decoder',
-            {**dict.fromkeys(levels, grid), 'segmentation': grid},
-            [
-                helper.make_node('Sum', [*levels, 'segmentation'], ['sum']),
-                helper.make_node('ReduceMean', ['sum', 'axes'], ['grey'], keepdims=1),
-                helper.make_node('Abs', ['grey'], ['positive']),
-                helper.make_node('Add', ['positive', 'one'], ['one_more']),
-                helper.make_node(
-                    'Resize', ['one_more', '', 'scales'], ['inverse_depth'], mode='linear'
-                ),
-            ],
-            {'inverse_depth': (1, 1, 'height', 'width')},
-            {
-                'axes': np.array([1]),
-                'one': np.float32(1),
-                'scales': np.array([1, 1, 8, 8], np.float32),
-            },
-        ),
-    }
-    paths = {}
-    for name, model in graphs.items():
-        paths[name] = folder / f'{name}.onnx'
-        onnx.save(model, str(paths[name]))
-    bundle = ModelBundle(
-        folder=folder,
-        name='pooled',
-        description='',
-        licence='',
-        gate='light',
-        output='relative_inverse_depth',
-        patch=14,
-        token_budget=12,
-        mean=(0.4, 0.5, 0.6),
-        std=(0.2, 0.3, 0.4),
-        graphs=paths,
-        selfcheck=folder / 'selfcheck.npz',
-        segmentation_input=SegmentationInput(HALF, HALF, patch=16),
-        sha256='1' * 64,
-    )
-    inputs = dict(zip(('image', 'segmentation_image'), prepare(picture(9), bundle), strict=True))
-    engine = open_engine(bundle, 'onnxruntime', 'fp32', 1)
-    features = engine.run_graph('depth_encoder', {'image': inputs['image']})
-    features |= engine.run_graph('segmentation_encoder', {'image': inputs['segmentation_image']})
-    np.savez(bundle.selfcheck, **inputs, **features, inverse_depth=engine.infer(*inputs.values()))
-    return bundle
+    return pooled_bundle(tmp_path_factory.mktemp('gated'))
 
 
 def fake_graphs(device, bundle, camera=CAMERA, capturable=True, sizes_of=None, **changed):
@@ -618,6 +526,7 @@ class FakeLibrary:
     def __init__(self, **broken):
         self.broken = broken
         self.bound, self.ran = {}, []
+        self.deserialised = 0
         self.ILogger = type('ILogger', (), {'ERROR': 1, 'INTERNAL_ERROR': 0, 'WARNING': 2})
 
     def Runtime(self, logger):
@@ -627,6 +536,7 @@ class FakeLibrary:
 
     def _engine(self, plan):
         assert plan == b'plan'
+        self.deserialised += 1
         if 'engine' in self.broken:
             return None
         if 'memory' in self.broken:
@@ -664,7 +574,7 @@ def planned(shape=(1, 8)):
         (TensorInfo('image', 'float32', (1, 3, 42, 56)),),
         (TensorInfo('features', 'float16', shape),),
     )
-    return {'depth_encoder': SimpleNamespace(graph=graph)}
+    return {'depth_encoder': SimpleNamespace(graph=graph, key='the key')}
 
 
 def test_a_plan_is_bound_by_name_and_run_on_a_stream():
@@ -677,6 +587,19 @@ def test_a_plan_is_bound_by_name_and_run_on_a_stream():
     assert graph.capturable(17)
     graph._context.is_stream_capturable = lambda stream: False  # TensorRT-RTX has this
     assert not graph.capturable(17)
+
+
+def test_engines_share_a_plan_as_long_as_one_uses_it():
+    library, loaded = FakeLibrary(), LoadedPlans()
+    first, second = (load_graphs(library, planned(), loaded)['depth_encoder'] for _ in range(2))
+    assert library.deserialised == 1
+    first.bind('image', 1)
+    first.close()
+    second.enqueue(5)  # has a context of its own, and the plan is still there
+    assert library.ran == [5]
+    second.close()
+    load_graphs(library, planned(), loaded)
+    assert library.deserialised == 2
 
 
 @pytest.mark.parametrize(
@@ -712,7 +635,7 @@ def test_plans_that_do_not_load_are_built_again_once(rtx, gated, cache, monkeypa
         devices.append(FakeDevice())
         return devices[-1]
 
-    def load(trt, plans):
+    def load(trt, plans, loaded):
         built.append({plan.built for plan in plans.values()})
         if stale.pop(0):
             raise StalePlanError('of another driver')
@@ -748,7 +671,15 @@ def opens(gated, monkeypatch):
     """Lets the backend open engines on fake devices; returns the sizes that it opened."""
     sizes, broken = [], []
 
-    def fake(bundle, camera=None, shapes=None, options=None, token_budget=None, progress=None):
+    def fake(
+        bundle,
+        camera=None,
+        shapes=None,
+        options=None,
+        token_budget=None,
+        progress=None,
+        loaded=None,
+    ):
         if progress is not None:
             progress('depth_encoder', 0.5)
         device = FakeDevice()

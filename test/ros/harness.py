@@ -94,8 +94,10 @@ class DepthNodeProcess:
         parameters: Mapping[str, Any] | None = None,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        program_arguments: Sequence[str] = (),
     ) -> None:
-        command = [sys.executable, str(ROOT / 'scripts' / 'depth_node'), '--ros-args', *arguments]
+        program = [sys.executable, str(ROOT / 'scripts' / 'depth_node'), *program_arguments]
+        command = [*program, '--ros-args', *arguments]
         for name, value in (parameters or {}).items():
             command += ['-p', f'{name}:={_yaml(value)}']
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH', '')]))
@@ -190,8 +192,8 @@ class Tester:
 
     __test__ = False  # says to pytest that it is no test
 
-    def __init__(self) -> None:
-        self.node = rclpy.create_node('tester')
+    def __init__(self, namespace: str | None = None) -> None:
+        self.node = rclpy.create_node('tester', namespace=namespace)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self._publishers: dict[str, Any] = {}
