@@ -44,6 +44,12 @@ def declare_arguments():
             description='Layer to add: voxel (of Nav2), or stvl (spatio_temporal_voxel_layer).',
         ),
         DeclareLaunchArgument(
+            'cameras',
+            default_value='',
+            description='Namespaces of several cameras, e.g. front,rear; see multi_camera.launch.py. '
+            'Empty: one camera.',
+        ),
+        DeclareLaunchArgument(
             'namespace', default_value='', description='Namespace of all nodes and topics.'
         ),
         DeclareLaunchArgument(
@@ -64,6 +70,7 @@ def start_nav2(context):
         yaml.safe_load(Path(shared('briges_ros', 'config', 'nav2_costmap.yaml')).read_text()),
         LaunchConfiguration('layer').perform(context),
         LaunchConfiguration('namespace').perform(context),
+        LaunchConfiguration('cameras').perform(context).replace(',', ' ').split(),
     )
     with tempfile.NamedTemporaryFile('w', suffix='_nav2.yaml', delete=False) as file:
         yaml.safe_dump(parameters, file)

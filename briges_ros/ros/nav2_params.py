@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from briges_ros.errors import BrigesError
@@ -13,7 +13,11 @@ LAYERS = {'voxel': 'depth_voxel_layer', 'stvl': 'depth_stvl_layer'}
 
 
 def with_depth_layer(
-    nav2: Mapping[str, Any], shipped: Mapping[str, Any], kind: str, namespace: str = ''
+    nav2: Mapping[str, Any],
+    shipped: Mapping[str, Any],
+    kind: str,
+    namespace: str = '',
+    cameras: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return Nav2's parameters with a depth layer in both costmaps, before the inflation.
 
@@ -22,16 +26,23 @@ def with_depth_layer(
         shipped: config/nav2_costmap.yaml, as it reads.
         kind: of the layer, a key of `LAYERS`.
         namespace: of the depth node; goes before the topics.
+        cameras: namespaces of several depth nodes, below that: each gets its own sources.
 
     Raises:
         BrigesError: the parameters have no costmap that lists its plugins.
     """
     name = LAYERS[kind]
     layer = copy.deepcopy(shipped['local_costmap']['local_costmap']['ros__parameters'][name])
-    prefix = namespace.strip('/')
-    for source in layer['observation_sources'].split():
-        topic = layer[source]['topic']
-        layer[source]['topic'] = f'/{prefix}{topic}' if prefix else topic
+    sources = {source: layer.pop(source) for source in layer['observation_sources'].split()}
+    named = {}
+    for camera in cameras or ('',):
+        namespaces = [part.strip('/') for part in (namespace, camera) if part.strip('/')]
+        for source, settings in sources.items():
+            topic = '/'.join(('', *namespaces, settings['topic'].strip('/')))
+            label = '_'.join((*camera.strip('/').split('/'), source)).lstrip('_')
+            named[label] = copy.deepcopy(settings) | {'topic': topic}
+    layer['observation_sources'] = ' '.join(named)
+    layer |= named
     result = copy.deepcopy(dict(nav2))
     for costmap in COSTMAPS:
         try:

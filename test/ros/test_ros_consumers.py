@@ -213,6 +213,20 @@ def test_the_layer_goes_before_the_inflation(kind: str) -> None:
     assert again == merged
 
 
+def test_each_camera_is_a_source_of_its_own() -> None:
+    merged = with_depth_layer(yaml.safe_load(NAV2), COSTMAP, 'voxel', 'robot1', ['front', '/a/b'])
+    layer = merged['local_costmap']['local_costmap']['ros__parameters'][LAYERS['voxel']]
+    topics = {name: layer[name]['topic'] for name in layer['observation_sources'].split()}
+    assert topics == {
+        'front_depth_obstacles': '/robot1/front/depth/obstacles',
+        'front_depth_clearing': '/robot1/front/depth/clearing',
+        'a_b_depth_obstacles': '/robot1/a/b/depth/obstacles',
+        'a_b_depth_clearing': '/robot1/a/b/depth/clearing',
+    }
+    assert 'depth_obstacles' not in layer
+    assert layer['front_depth_clearing']['clearing'] and not layer['a_b_depth_obstacles']['clearing']
+
+
 def test_nav2_parameters_without_a_costmap_are_refused() -> None:
     with pytest.raises(BrigesError, match=r'global_costmap\.global_costmap.*nav2_bringup'):
         with_depth_layer({'local_costmap': yaml.safe_load(NAV2)['local_costmap']}, COSTMAP, 'voxel')
