@@ -6,7 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup demo test node clean
+.PHONY: help setup demo test node docs clean
 
 PYTHON ?= python3
 # Data of the demo: empty for the frame that comes with a package, or a folder such as kitti_drive.
@@ -26,6 +26,7 @@ SAY := printf '==> %s\n'
 VENV := .venv/.made
 PACKAGES := .venv/.packages
 TRAINING := .venv/.training
+SITE := .venv/.docs
 BUNDLE := models/compact/model.json
 BUILD := install/.built
 
@@ -45,7 +46,7 @@ demo: setup ## Run the real node on real frames: make demo [DATA=folder]; result
 
 # Whole files go to a worker, since their tests share what is dear. Workers with a thread for each
 # core would get in each other's way.
-test: setup $(TRAINING) ## Lint, check types and imports, and run the tests: make test [WORKERS=2].
+test: setup $(TRAINING) $(SITE) ## Lint, check types and imports, and run the tests: make test [WORKERS=2].
 	@$(SAY) 'ruff, mypy and import-linter'
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -60,8 +61,11 @@ node: setup ## Start the node, active, in the foreground: make node ARGS='--ros-
 	@$(WITH_ROS) node=(depth_node $(ARGS) --ros-args -p autostart:=true); \
 	  if [ -t 0 ]; then set -m; "$${node[@]}"; exit $$?; fi; exec "$${node[@]}"
 
+docs: $(SITE) ## Build the pages of docs/ as a site in site/, and check their links.
+	@$(BIN)/mkdocs build
+
 clean: ## Remove what was made, but for .venv.
-	rm -rf build install log demo $(BUNDLE) models/*/{depth_encoder,segmentation_encoder,gate_decoder}{,.int8}.onnx models/*/selfcheck.tau.npz \
+	rm -rf build install log demo site $(BUNDLE) models/*/{depth_encoder,segmentation_encoder,gate_decoder}{,.int8}.onnx models/*/selfcheck.tau.npz \
 	  .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info
 	find . -name .venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
@@ -94,6 +98,11 @@ $(TRAINING): $(PACKAGES)
 	  $(SAY) 'note: pip finds no CPU build of torch, and the CUDA build is several GB; to avoid that,'\
 	' stop, and give pip a source of CPU wheels (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL)'
 	@$(PIP_INSTALL) --no-build-isolation -e '.[int8,tensorrt-rtx,train]'
+	@touch $@
+
+$(SITE): $(PACKAGES)
+	@$(SAY) 'MkDocs into .venv'
+	@$(PIP_INSTALL) --no-build-isolation -e '.[docs]'
 	@touch $@
 
 $(BUNDLE): $(PACKAGES) $(wildcard models/compact/*.safetensors models/compact/*.skeleton.onnx)
