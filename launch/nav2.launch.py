@@ -46,8 +46,8 @@ def declare_arguments():
         DeclareLaunchArgument(
             'cameras',
             default_value='',
-            description='Namespaces of several cameras, e.g. front,rear; see multi_camera.launch.py. '
-            'Empty: one camera.',
+            description='Namespaces of several cameras, e.g. front,rear, as multi_camera.launch.py '
+            'takes them. Empty: one camera.',
         ),
         DeclareLaunchArgument(
             'namespace', default_value='', description='Namespace of all nodes and topics.'

@@ -44,7 +44,8 @@ class Entry:
         revision: the commit there; None where it is not known, which means the newest.
         sha256: of ``model.safetensors`` at that commit, where it is known: a copy in a folder is
             recognised by it, and so is its licence.
-        licence: SPDX identifier, as the repository declares it.
+        licence: SPDX identifier, as the repository declares it or, where it does not or is laxer,
+            as the authors' README does: docs/models.md.
         noncommercial: the licence forbids commercial use.
     """
 

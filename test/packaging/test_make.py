@@ -36,7 +36,7 @@ def test_help_names_every_target():
     shown = subprocess.run(
         ['make'], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True
     ).stdout
-    for target in ('help', 'setup', 'demo', 'test', 'node', 'clean'):
+    for target in ('help', 'setup', 'demo', 'test', 'node', 'docs', 'clean'):
         assert re.search(rf'^ +{target} +\w.*\.$', shown, re.M), shown
 
 

@@ -224,7 +224,8 @@ def test_each_camera_is_a_source_of_its_own() -> None:
         'a_b_depth_clearing': '/robot1/a/b/depth/clearing',
     }
     assert 'depth_obstacles' not in layer
-    assert layer['front_depth_clearing']['clearing'] and not layer['a_b_depth_obstacles']['clearing']
+    assert layer['front_depth_clearing']['clearing']
+    assert not layer['a_b_depth_obstacles']['clearing']
 
 
 def test_nav2_parameters_without_a_costmap_are_refused() -> None:
