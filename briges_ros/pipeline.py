@@ -21,11 +21,14 @@ from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.engine import Engine, ImageEngine, Progress
 from briges_ros.inference.engine_pool import EnginePool
 from briges_ros.inference.preprocess import prepare, to_inverse_depth
-from briges_ros.inference.selfcheck import open_checked_engine
+from briges_ros.inference.selfcheck import SelfCheck, check_engine, open_checked_engine
 from briges_ros.obstacles import ground_of_base
 from briges_ros.point_cloud import organised_points
 
 log = logging.getLogger('briges_ros')
+
+# Between two frames, seconds. After a longer gap the segmentation is of another scene.
+_SAME_SCENE = 1.0
 
 AnchorSource = Anchors | Callable[[], Anchors | None] | None
 
@@ -80,6 +83,7 @@ class DepthPipeline:
     Attributes:
         bundle: the model.
         engine: what runs it, checked by `load`.
+        selfcheck: how it compared with the bundle's reference the last time; None if nobody has.
     """
 
     def __init__(
@@ -106,9 +110,10 @@ class DepthPipeline:
             )
         self.bundle = bundle
         self.engine = engine
+        self.selfcheck: SelfCheck | None = None
         self._image_size = image_size
         self.segmentation_every_n_frames = segmentation_every_n_frames
-        self._key_frame = _KeyFrame(0, (0, 0), 0)
+        self._key_frame = _NO_KEY_FRAME
         self.token_budget = token_budget or bundle.token_budget
         self.min_range = min_range
         self.max_range = max_range
@@ -188,6 +193,7 @@ class DepthPipeline:
             segmentation_every_n_frames=segmentation_every_n_frames,
             image_size=image_size,
         )
+        pipeline.selfcheck = selfcheck
         log.info(
             '%s on %s (%s): self-check error %.2g',
             bundle.name,
@@ -231,7 +237,10 @@ class DepthPipeline:
         self._tell_other_size(width, height)
         ground = None if T_base_camera is None else ground_of_base(T_base_camera)
         clock = _Clock()
-        relative = self._relative(image, self._reuses_segmentation(image, stamp), clock)
+        key_frame = self._next_key_frame(image, stamp)
+        self._key_frame = _NO_KEY_FRAME  # should the engine fail
+        relative = self._relative(image, key_frame.served > 1, clock)
+        self._key_frame = key_frame
         found = _checked_anchors(anchors() if callable(anchors) else anchors, width, height)
         alignment = self._aligner.align(image, relative, camera, found, stamp, ground)
         clock.lap('align')
@@ -275,22 +284,20 @@ class DepthPipeline:
             depth[(relative < low) | (relative > high)] = np.nan
         return depth
 
-    def _reuses_segmentation(self, image: NDArray[np.uint8], stamp: float | None) -> bool:
-        """Does the segmentation of the last key frame serve this one?"""
-        if self.bundle.segmentation_input is None:
-            return False
+    def _next_key_frame(self, image: NDArray[np.uint8], stamp: float | None) -> _KeyFrame:
+        """The frame whose segmentation is to serve this one: itself, or the last key frame."""
+        # A picture on its own has nothing to do with the last.
+        if self.bundle.segmentation_input is None or stamp is None:
+            return _NO_KEY_FRAME
         key = self._key_frame
         size = image.shape[1], image.shape[0]
-        # A picture on its own, or one of another camera, has nothing to do with the last.
         reuse = (
-            stamp is not None
-            and size == key.size
+            size == key.size
             and self.token_budget == key.token_budget
             and 0 < key.served < self.segmentation_every_n_frames
+            and 0 <= stamp - key.stamp <= _SAME_SCENE
         )
-        served = key.served + 1 if reuse else int(stamp is not None)
-        self._key_frame = _KeyFrame(served, size, self.token_budget)
-        return reuse
+        return _KeyFrame(key.served + 1 if reuse else 1, size, self.token_budget, stamp)
 
     def _tell_other_size(self, width: int, height: int) -> None:
         """Warn, once, that the images are not of the size that the engine is ready for."""
@@ -308,6 +315,15 @@ class DepthPipeline:
     def reset_scale(self) -> None:
         """Forget the held fit; the next frame needs fresh anchors."""
         self._aligner.reset()
+
+    def check_engine(self) -> None:
+        """Run the self-check of `load` again: does the engine still compute what it should?
+
+        Raises:
+            EngineError: it does not.
+        """
+        self._key_frame = _NO_KEY_FRAME  # the engine's segmentation is the reference's from here on
+        self.selfcheck = check_engine(self.engine, self.bundle)
 
 
 def _checked_anchors(anchors: Anchors | None, width: int, height: int) -> Anchors | None:
@@ -340,11 +356,22 @@ def _checked_size(image: NDArray[np.uint8], camera: CameraModel | None) -> tuple
 
 @dataclass(frozen=True)
 class _KeyFrame:
-    """The frame whose segmentation is in use: how many it served, its size and token budget."""
+    """The frame whose segmentation is in use.
+
+    Attributes:
+        served: how many frames it served, itself included.
+        size: (width, height), pixels.
+        token_budget: as it was.
+        stamp: of the last frame that it served, seconds.
+    """
 
     served: int
     size: tuple[int, int]
     token_budget: int
+    stamp: float
+
+
+_NO_KEY_FRAME = _KeyFrame(0, (0, 0), 0, -math.inf)
 
 
 class _Clock:

@@ -17,7 +17,7 @@ from briges_ros.cli import export
 from briges_ros.cli.export import ExportJob
 from briges_ros.errors import BrigesError
 from briges_ros.inference.bundle import ModelBundle
-from briges_ros.inference.engine import open_engine
+from briges_ros.inference.engine import EngineError, open_engine
 from briges_ros.inference.preprocess import prepare
 from briges_ros.inference.selfcheck import check_engine, open_checked_engine
 from briges_ros.network import dinov2, dinov2_weights, segmentation
@@ -313,6 +313,51 @@ def test_key_frames_go_through_the_pipeline(gated):
     assert seen[5:] == [2, 2, 2, 2, 2, 1, 2, 2]
     with pytest.raises(ValueError, match='segmentation_every_n_frames must be 1 or more'):
         DepthPipeline(gated, pipeline.engine, segmentation_every_n_frames=0)
+
+
+def test_a_segmentation_serves_the_same_scene_only(gated):
+    pipeline = DepthPipeline.load(
+        gated.folder, 'onnxruntime', token_budget=60, segmentation_every_n_frames=100
+    )
+    seen = []
+    infer = pipeline.engine.infer
+
+    def recorded(*inputs):
+        seen.append(len(inputs))
+        if image.max() == 0:
+            raise EngineError('this image is too much')
+        return infer(*inputs)
+
+    pipeline.engine.infer = recorded
+    image = picture((60, 80))
+    for stamp in (100.0, 100.5, 101.6, 101.7, 3.0, 3.1):  # the camera stalls; time begins again
+        pipeline(image, stamp=stamp)
+    assert seen == [2, 1, 2, 1, 2, 1]
+    pipeline.check_engine()  # its segmentation is that of the reference now
+    pipeline(image, stamp=3.2)
+    pipeline(image, stamp=3.3)
+    assert seen[6:] == [2, 2, 1]
+    image = np.zeros_like(image)
+    with pytest.raises(EngineError):
+        pipeline(image, stamp=3.4)
+    image = picture((60, 80))
+    pipeline(image, stamp=3.5)
+    assert seen[9:] == [1, 2]
+
+
+def test_the_self_check_is_kept_and_can_be_made_again(gated):
+    pipeline = DepthPipeline.load(gated.folder, 'onnxruntime')
+    first = pipeline.selfcheck
+    assert 0 <= first.relative_error < 1e-3
+    pipeline.check_engine()
+    assert pipeline.selfcheck is not first
+
+    def dead(*_):
+        raise EngineError('the driver was reset')
+
+    pipeline.engine.run_graph = dead
+    with pytest.raises(EngineError, match='the driver was reset'):
+        pipeline.check_engine()
 
 
 def test_a_model_of_your_own_is_exported_from_its_folder(source, network, tmp_path):
