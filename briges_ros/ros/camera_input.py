@@ -75,6 +75,8 @@ class CameraInput:
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
+        # What takes the images knows this object: a circle that would keep the engine in memory.
+        self._on_image = _nowhere
 
     def look(self, message: ImageMessage, settings: Settings) -> tuple[np.ndarray, CameraView]:
         """Return an image as depth is to be computed of it, and how it is seen.
@@ -167,3 +169,7 @@ class CameraInput:
         early, self._early = self._early, None
         if early is not None:
             self._on_image(early)
+
+
+def _nowhere(_: ImageMessage) -> None:
+    """Take an image that comes after the end."""

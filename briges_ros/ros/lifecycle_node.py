@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import gc
 import os
 import threading
 import traceback
@@ -220,9 +219,6 @@ class DepthNode(LifecycleNode):
             self._outputs = None
         self._pipeline = None
         self._node_parameters.configured = False
-        # The engine has hundreds of megabytes and threads of its own, and is held by a circle of
-        # references: left to the collector's own time, some rounds of configure keep a gigabyte.
-        gc.collect()
         self._health.state = 'unconfigured'
         self._health.scale = None
 
@@ -348,10 +344,10 @@ class _Inputs:
         self.worker: FrameWorker[ImageMessage] = FrameWorker(self.process)
 
     def close(self) -> None:
-        """Unsubscribe, then wait for the frame in flight."""
+        """Take no more images, wait for the frame in flight, then drop what it may need."""
         self.camera.close()
-        self.sparse.close()
         self.worker.stop()
+        self.sparse.close()
         self.transforms.close()
 
     def _receive(self, message: ImageMessage) -> None:

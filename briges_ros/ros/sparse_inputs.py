@@ -153,7 +153,7 @@ class SparseInputs:
         self._depth_camera: tuple[CameraInfo, CameraModel] | None = None
         self.note = ''
         self.reports: tuple[SourceReport, ...] = ()
-        self._sources = (
+        self._sources: tuple[_Source, ...] = (
             _Source('points', PointCloud2, self._from_cloud),
             _Source('scan', LaserScan, self._from_scan),
             _Source('depth', Image, self._from_depth),
@@ -172,10 +172,11 @@ class SparseInputs:
         return str(subscription.topic_name)
 
     def close(self) -> None:
-        """Drop the subscriptions."""
+        """Drop the subscriptions, and the messages."""
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
+        self._sources = ()  # they know this object, and would wait for the garbage collector
 
     def anchors(self, context: FrameContext) -> Anchors | None:
         """Return the anchors of the messages nearest to the frame; None if there is no message.
