@@ -14,6 +14,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from briges_ros.ros.camera_view import CameraView, same_settings, view_of
 from briges_ros.ros.conversions import same_calibration
+from briges_ros.ros.endpoints import other_types, type_name
 from briges_ros.ros.image_encodings import compressed_to_rgb, image_to_rgb
 from briges_ros.ros.parameters import Settings
 
@@ -78,6 +79,11 @@ class CameraInput:
         # What takes the images knows this object: a circle that would keep the engine in memory.
         self._on_image = _nowhere
 
+    @property
+    def focal_length(self) -> float:
+        """Of the camera_info as it comes, whatever the parameters make of it; 0 without one."""
+        return 0.0 if self._info is None else float(self._info.k[0])
+
     def look(self, message: ImageMessage, settings: Settings) -> tuple[np.ndarray, CameraView]:
         """Return an image as depth is to be computed of it, and how it is seen.
 
@@ -137,12 +143,10 @@ class CameraInput:
         publishers = self._node.get_publishers_info_by_topic(topic)
         if not publishers:
             return f'nobody publishes it; start the camera, or remap: -r {name}:=/your/topic'
-        wanted = f'{message_type.__module__.split(".")[0]}/msg/{message_type.__name__}'
-        other = sorted({info.topic_type for info in publishers} - {wanted})
-        if other:
+        if other := other_types(self._node, topic, message_type):
             return (
-                f'its publishers send {", ".join(other)}, not {wanted}; remap to another topic, or '
-                "set 'image_transport' to what the camera sends"
+                f'its publishers send {other}, not {type_name(message_type)}; remap to another '
+                "topic, or set 'image_transport' to what the camera sends"
             )
         return (
             f'it has {len(publishers)} publisher(s), but nothing comes through; does it publish '

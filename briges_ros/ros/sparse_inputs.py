@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from briges_ros.ros.conversions import (
     scan_to_polar,
     stamp_seconds,
 )
+from briges_ros.ros.endpoints import other_types, type_name
 from briges_ros.ros.health import SourceReport
 from briges_ros.ros.parameters import Settings, SourceSettings
 from briges_ros.ros.throttle import ThrottledLog
@@ -96,11 +98,20 @@ class FrameContext:
     camera: CameraModel
     settings: Settings
     undistortion: Undistortion | None = None  # what the image went through
+    taken_up: float = field(default_factory=time.monotonic)
 
     @property
     def stamp(self) -> float:
-        """Seconds."""
-        return stamp_seconds(self.header.stamp)
+        """Seconds: the header's; if it has none, when the image was taken up.
+
+        Time has to go on for a driver that does not stamp too, or a scale would be held for ever.
+        """
+        return stamp_seconds(self.header.stamp) or self.taken_up
+
+    @property
+    def stamped(self) -> bool:
+        """Whether the header has a stamp."""
+        return stamp_seconds(self.header.stamp) != 0
 
 
 class _Source:
@@ -111,24 +122,37 @@ class _Source:
         self.message_type = message_type
         self.convert = convert
         self.topic = ''  # fully qualified, once subscribed
-        self.latest: float | None = None  # stamp of the last message
+        self._latest: dict[bool, float] = {}  # see `latest`
         self._lock = threading.Lock()
-        self._sensors: dict[str, StampedBuffer[Any]] = {}
+        self._sensors: dict[tuple[str, bool], StampedBuffer[Any]] = {}
 
     def add(self, message: Any) -> None:
+        # Those without a stamp have that of their arrival, which is another time line.
         stamp = stamp_seconds(message.header.stamp)
+        stamped = stamp != 0
+        stamp = stamp or time.monotonic()
+        key = message.header.frame_id, stamped
         with self._lock:
-            buffer = self._sensors.pop(message.header.frame_id, None) or StampedBuffer()
-            self._sensors[message.header.frame_id] = buffer  # the last to have sent comes last
+            buffer = self._sensors.pop(key, None) or StampedBuffer()
+            self._sensors[key] = buffer  # the last to have sent comes last
             if len(self._sensors) > _MAX_SENSORS:
                 del self._sensors[next(iter(self._sensors))]
         buffer.add(stamp, message)
-        self.latest = stamp
+        self._latest[stamped] = stamp
 
-    def nearest(self, stamp: float, max_age: float) -> list[Any]:
+    def latest(self, stamped: bool) -> float | None:
+        """Return the stamp of the last message that had one, or the arrival of one that had not."""
+        return self._latest.get(stamped)
+
+    @property
+    def sent(self) -> bool:
+        """Whether anything came."""
+        return bool(self._latest)
+
+    def nearest(self, stamp: float, stamped: bool, max_age: float) -> list[Any]:
         """Return of each sensor the message nearest to `stamp`, if one is within `max_age`."""
         with self._lock:
-            buffers = list(self._sensors.values())
+            buffers = [buffer for (_, own), buffer in self._sensors.items() if own == stamped]
         found = (buffer.nearest(stamp, max_age) for buffer in buffers)
         return [message for message in found if message is not None]
 
@@ -178,6 +202,19 @@ class SparseInputs:
         self._subscriptions.clear()
         self._sources = ()  # they know this object, and would wait for the garbage collector
 
+    def strangers(self) -> tuple[str, ...]:
+        """Name the topics on which something is sent that is not taken, with the mend."""
+        sent = (
+            (source, other_types(self._node, source.topic, source.message_type))
+            for source in self._sources
+        )
+        return tuple(
+            f"'{source.topic}' is published as {other}, not {type_name(source.message_type)}, and "
+            f'not heard: remap another of the sparse topics to it'
+            for source, other in sent
+            if other
+        )
+
     def anchors(self, context: FrameContext) -> Anchors | None:
         """Return the anchors of the messages nearest to the frame; None if there is no message.
 
@@ -185,9 +222,9 @@ class SparseInputs:
         """
         found, reports, notes = [], [], []
         for source in self._sources:
-            if source.latest is None:
+            if not source.sent:
                 continue
-            anchors, report, note = self._of_source(source, source.latest, context)
+            anchors, report, note = self._of_source(source, context)
             reports.append(report)
             if note:
                 notes.append(note)
@@ -201,26 +238,22 @@ class SparseInputs:
         return Anchors.joined(found) if found else None
 
     def _of_source(
-        self, source: _Source, latest: float, context: FrameContext
+        self, source: _Source, context: FrameContext
     ) -> tuple[Anchors | None, SourceReport, str]:
         """Return a source's anchors, what became of its measurements, and what is wrong."""
         settings = context.settings.sources[source.name]
-        messages = source.nearest(context.stamp, context.settings.sparse_max_age)
+        max_age = context.settings.sparse_max_age
+        messages = source.nearest(context.stamp, context.stamped, max_age)
         left_out: Counter[str] = Counter()
         if not messages:
-            apart = latest - context.stamp
-            left_out['from_the_future' if apart > 0 else 'too_old'] = 1
-            note = (
-                f"the last message of '{source.topic}' is {abs(apart):.2f} s "
-                f'{"younger" if apart > 0 else "older"} than the image, more than '
-                f"'sparse.max_age' {context.settings.sparse_max_age:g} s: does the sensor still "
-                'send, by the same clock?'
-            )
+            reason, note = _of_another_time(source, context)
+            left_out[reason] = 1
             self._log.warning(note)
             return None, SourceReport(source.name, 0, math.nan, left_out), note
         found, notes, delay = [], [], math.inf
         for message in messages:
-            delay = min(delay, context.stamp - stamp_seconds(message.header.stamp), key=abs)
+            later = stamp_seconds(context.header.stamp) - stamp_seconds(message.header.stamp)
+            delay = min(delay, later, key=abs)
             try:
                 anchors = source.convert(message, context, settings)
             except (MessageError, TransformError) as error:
@@ -429,6 +462,24 @@ class SparseInputs:
 
     def _receive_info(self, message: CameraInfo) -> None:
         self._depth_info = message
+
+
+def _of_another_time(source: _Source, context: FrameContext) -> tuple[str, str]:
+    """Say why no message of a source belongs to the image: the reason, and in words."""
+    latest = source.latest(context.stamped)
+    if latest is None:
+        image, sensor = ('a', 'none') if context.stamped else ('no', 'one')
+        return 'too_old' if context.stamped else 'from_the_future', (
+            f"the image has {image} stamp, and the messages of '{source.topic}' have {sensor}: "
+            'have both drivers stamp, by the same clock'
+        )
+    apart = latest - context.stamp
+    return 'from_the_future' if apart > 0 else 'too_old', (
+        f"the last message of '{source.topic}' is {abs(apart):.2f} s "
+        f'{"younger" if apart > 0 else "older"} than the image, more than '
+        f"'sparse.max_age' {context.settings.sparse_max_age:g} s: does the sensor still "
+        'send, by the same clock?'
+    )
 
 
 def _nanoseconds(stamp: Any) -> int:
