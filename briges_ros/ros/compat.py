@@ -17,6 +17,3 @@ def _first(name: str, *modules: str) -> Any:
 
 
 ClockType = _first('ClockType', 'rclpy.clock_type', 'rclpy.clock')
-PublisherEventCallbacks = _first(
-    'PublisherEventCallbacks', 'rclpy.event_handler', 'rclpy.qos_event'
-)

@@ -21,6 +21,13 @@ from briges_ros.ros.outputs import OVER_GROUND, Outputs, Source
 from briges_ros.ros.parameters import Settings
 from briges_ros.ros.sparse_inputs import FrameContext, SparseInputs
 from briges_ros.ros.throttle import ThrottledLog
+from briges_ros.ros.transforms import Transforms
+
+_SUSPICIOUS = 3  # frames that fail in a row, before the engine is asked whether it still works
+_BETWEEN_CHECKS = 10.0  # s
+_ZOOM = 0.01  # relative change of the focal length that makes another camera
+_SAME_PLACE = 1.0  # s between frames; after more, the ground may be another
+_LOOP = 1.0  # s; stamps that go back by more mean that time began again
 
 
 class FrameProcessor:
@@ -28,10 +35,14 @@ class FrameProcessor:
 
     Args:
         pipeline: the loaded pipeline.
-        camera_input, sparse_inputs, mount, outputs: of the node.
+        camera_input, sparse_inputs, mount, transforms, outputs: of the node.
         settings: returns the parameters in force; asked once per frame.
         health: counted into.
         log: for what is wrong with the messages.
+
+    Attributes:
+        dead: why the backend is taken for dead; '' as long as it is not. After that, images are
+            dropped.
     """
 
     def __init__(
@@ -40,20 +51,28 @@ class FrameProcessor:
         camera_input: CameraInput,
         sparse_inputs: SparseInputs,
         mount: CameraMount,
+        transforms: Transforms,
         outputs: Outputs,
         settings: Callable[[], Settings],
         health: Health,
         log: ThrottledLog,
     ) -> None:
+        self.dead = ''
         self._pipeline = pipeline
         self._camera_input = camera_input
         self._sparse_inputs = sparse_inputs
         self._mount = mount
+        self._transforms = transforms
         self._outputs = outputs
         self._settings = settings
         self._health = health
         self._log = log
         self._reset = False
+        self._failed_in_a_row = 0
+        self._next_check = -math.inf
+        # In use: frame_id, width and height, or nothing yet; focal length.
+        self._camera: tuple[tuple[str, int, int] | None, float] = None, 0.0
+        self._last_stamp = -math.inf
 
     def reset_scale(self) -> None:
         """Forget the held scale before the next frame; callable from any thread."""
@@ -61,19 +80,55 @@ class FrameProcessor:
 
     def __call__(self, message: ImageMessage) -> None:
         """Process one image message."""
+        health = self._health
+        if self.dead:
+            health.counters.failed += 1
+            return
+        health.busy_since = time.monotonic()
         try:
             self._process(message)
+        except EngineError as error:
+            self._drop(str(error))
+            self._suspect()
         except BrigesError as error:
-            if isinstance(error, EngineError):
-                self._health.counters.failed += 1
-            else:
-                self._health.counters.malformed += 1
-            self._log.error(f"image of '{self._camera_input.topics.image}' dropped: {error}")
+            health.counters.malformed += 1
+            self._drop(str(error))
         except Exception as error:  # the node outlives any frame
-            self._health.counters.failed += 1
-            self._log.error(
-                f"image of '{self._camera_input.topics.image}' dropped after an internal error, "
-                f'{type(error).__name__}; please report this:\n{traceback.format_exc()}'
+            self._drop(
+                f'an internal error, please report it: {type(error).__name__}: {error}',
+                traceback.format_exc(),
+            )
+            self._suspect()
+        finally:
+            health.busy_since = None
+
+    def _drop(self, why: str, trace: str = '') -> None:
+        """Report that the image is dropped."""
+        text = f"image of '{self._camera_input.topics.image}' dropped: {why}"
+        self._health.error = text
+        self._health.dropped_in_a_row += 1
+        self._log.error(f'{text}\n{trace}' if trace else text)
+
+    def _suspect(self) -> None:
+        """Count a frame that failed; after some in a row ask the engine whether it still works.
+
+        What the images have to do with it (too large for the memory, say) no text tells for every
+        backend. The reference of the self-check, which the engine did run, does.
+        """
+        self._health.counters.failed += 1
+        self._failed_in_a_row += 1
+        now = time.monotonic()
+        if self._failed_in_a_row < _SUSPICIOUS or now < self._next_check:
+            return
+        self._next_check = now + _BETWEEN_CHECKS
+        try:
+            self._pipeline.check_engine()
+        except Exception as error:
+            self.dead = ' '.join(str(error).split()) or type(error).__name__
+        else:
+            self._log.warning(
+                f'{self._failed_in_a_row} images in a row failed, and the engine passes its '
+                'self-check: it is these images that it does not run'
             )
 
     def _process(self, message: ImageMessage) -> None:
@@ -83,19 +138,23 @@ class FrameProcessor:
             self._reset = False
             self._pipeline.reset_scale()
         wanted = self._outputs.wanted()
+        self._health.idle = not wanted
         if not wanted:
             counters.unwanted += 1
+            self._health.error, self._health.dropped_in_a_row = '', 0
             return
         settings = self._settings()
         image, view = self._camera_input.look(message, settings)
         self._tell_camera(view.note)
         context = FrameContext(
             header=message.header,
+            taken_up=started,
             camera=view.camera,
             settings=settings,
             undistortion=view.undistortion,
         )
         apply_settings(self._pipeline, settings)
+        self._forget_what_is_over(context)
         pose = None
         if wanted & OVER_GROUND or settings.prior_ground:
             pose = self._mount.pose(settings, message.header.frame_id, message.header.stamp)
@@ -115,19 +174,54 @@ class FrameProcessor:
         self._health.sparse = self._sparse_inputs.note
         self._health.sources = self._sparse_inputs.reports
         self._tell_state(frame.scale)
+        decode_ms = (decoded - started) * 1e3
+        computed = time.monotonic()
         self._outputs.publish(
             frame,
             Source(
                 header=message.header,
                 info=view.info,
                 started=started,
-                decode_ms=(decoded - started) * 1e3,
+                decode_ms=decode_ms,
                 T_base_camera=pose,
             ),
             settings,
             wanted,
             self._health,
         )
+        published = time.monotonic()
+        self._health.latency = {
+            **frame.timing,
+            'preprocess': decode_ms + frame.timing['preprocess'],
+            'publish': (published - computed) * 1e3,
+            'total': (published - started) * 1e3,
+        }
+        self._health.error, self._health.dropped_in_a_row = '', 0
+        self._failed_in_a_row = 0
+
+    def _forget_what_is_over(self, context: FrameContext) -> None:
+        """Drop what was learned from another camera, or in a time that is over.
+
+        Of another camera nothing holds, however its images look. In a time that began again (a bag
+        that is played in a loop) TF would refuse all that is older than what it has.
+        """
+        plain = context.header.frame_id, context.camera.width, context.camera.height
+        focal_length = self._camera_input.focal_length
+        known, before = self._camera
+        # One that calibrates itself as it goes is still the same.
+        if plain != known or not math.isclose(focal_length, before, rel_tol=_ZOOM):
+            if known is not None:
+                self._pipeline.reset_scale()
+                self._outputs.forget()
+                self._log.info('another camera: the scale starts anew')
+            self._camera = plain, focal_length
+        since = context.stamp - self._last_stamp
+        if not 0 <= since <= _SAME_PLACE:
+            self._outputs.forget()
+        if since < -_LOOP:
+            self._transforms.forget()
+            self._log.info('the stamps of the images went back: time begins again')
+        self._last_stamp = context.stamp
 
     def _tell_camera(self, note: str) -> None:
         """Log what is assumed of the camera, once."""

@@ -4,7 +4,8 @@
     inactive     -- activate  --> active        subscriptions and worker there
 
 and back by deactivate and cleanup. A configure that fails leaves nothing loaded and can be tried
-again.
+again. A backend that fails while the node is active takes it through error processing to
+unconfigured, and from there the node comes back by itself: see `recovery`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ _PROFILE_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILE
 
 _SUCCESS = TransitionCallbackReturn.SUCCESS
 _FAILURE = TransitionCallbackReturn.FAILURE
+_ERROR = TransitionCallbackReturn.ERROR
 
 
 class _StoppedError(BrigesError):
@@ -73,6 +75,7 @@ class DepthNode(LifecycleNode):
         self._node_parameters = NodeParameters(self)
         self._warn_of_unknown_parameters()
         self._health = Health(Counters())
+        self._recovery = self._health.recovery
         self._pipeline: DepthPipeline | None = None
         self._outputs: Outputs | None = None
         self._inputs: _Inputs | None = None
@@ -124,7 +127,8 @@ class DepthNode(LifecycleNode):
         """Drop the subscriptions and stop the worker."""
         self._deactivate()
         self._health.state = 'inactive'
-        return super().on_deactivate(state)
+        super().on_deactivate(state)
+        return _ERROR if self._recovery.pending else _SUCCESS
 
     def on_cleanup(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Free the model and the publishers."""
@@ -133,6 +137,7 @@ class DepthNode(LifecycleNode):
 
     def on_shutdown(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Free everything."""
+        self._recovery.stop()
         self._release()
         self._health.state = 'finalized'
         return _SUCCESS
@@ -187,12 +192,13 @@ class DepthNode(LifecycleNode):
         self._health.model = self._pipeline.bundle.name
         self._health.engine = self._pipeline.engine.name
         self._health.precision = self._pipeline.engine.precision
+        if self._pipeline.selfcheck is not None:
+            self._health.selfcheck = self._pipeline.selfcheck.relative_error
         self._warn_of_missing_profile()
 
     def _activate(self) -> None:
         assert self._pipeline is not None and self._outputs is not None
-        self._health.counters = Counters()
-        self._health.scale = None
+        self._health.begin()
         self._inputs = _Inputs(
             self,
             self._pipeline,
@@ -210,7 +216,6 @@ class DepthNode(LifecycleNode):
             self._inputs.close()
             self._inputs = None
         self._health.silence = ''
-        self._health.sources = ()
 
     def _release(self) -> None:
         self._deactivate()
@@ -220,7 +225,7 @@ class DepthNode(LifecycleNode):
         self._pipeline = None
         self._node_parameters.configured = False
         self._health.state = 'unconfigured'
-        self._health.scale = None
+        self._health.warnings = ()
 
     def _answer_impossible_transitions(self) -> None:
         """Answer a transition that the state does not allow with success: false.
@@ -232,6 +237,7 @@ class DepthNode(LifecycleNode):
         change_state = service.callback
 
         def answer(request: Any, response: Any) -> Any:
+            self._leave_recovery_to_others()
             try:
                 return change_state(request, response)
             except Exception as error:
@@ -240,6 +246,35 @@ class DepthNode(LifecycleNode):
                 return response
 
         service.callback = answer
+
+    # ---- a backend that fails --------------------------------------------------------------------
+
+    def _fail(self, why: str) -> None:
+        """Go through error processing to unconfigured, and plan the return.
+
+        A state machine of ROS takes an error from a transition only, so deactivate reports it.
+        """
+        self._recovery.failed(why)
+        self.get_logger().error(str(self._recovery))
+        self._health.fault = f'the backend failed: {why}'
+        self.trigger_deactivate()
+
+    def _try_again(self) -> None:
+        """Configure and activate, or plan the next try."""
+        self.get_logger().info('the backend failed: trying again')
+        if self.trigger_configure() == _SUCCESS:
+            if self.trigger_activate() == _SUCCESS:
+                self._recovery.succeeded()
+                return
+            self.trigger_cleanup()
+        self._recovery.failed(self._health.fault or 'the log says why')
+        self.get_logger().error(str(self._recovery))
+
+    def _leave_recovery_to_others(self) -> None:
+        """Do not return by ourselves: somebody has asked for a transition, whatever it was."""
+        if self._recovery.pending:
+            self._recovery.stop()
+            self.get_logger().info('a transition was asked for: no more tries of our own')
 
     # ---- the rest --------------------------------------------------------------------------------
 
@@ -257,11 +292,26 @@ class DepthNode(LifecycleNode):
         return response
 
     def _tick(self) -> None:
-        if self._inputs is not None:
-            self._health.silence = self._inputs.camera.silence(_PATIENCE)
-            if self._health.silence:
-                self._log.warning(self._health.silence)
+        if self._inputs is not None and self._inputs.process.dead:
+            self._fail(self._inputs.process.dead)
+        elif self._recovery.due:
+            self._try_again()
+        self._look_around()
         self._publish_diagnostics()
+
+    def _look_around(self) -> None:
+        """See whether the others send what we want, and want what we send."""
+        warnings: list[str] = []
+        if self._outputs is not None:
+            warnings += self._outputs.deaf_subscribers()
+        if self._inputs is not None:
+            warnings += self._inputs.sparse.strangers()
+            self._health.silence = self._inputs.camera.silence(_PATIENCE)
+        if self.get_clock().now().nanoseconds == 0:
+            warnings.append("'use_sim_time' is set, and nothing came on '/clock' yet")
+        self._health.warnings = tuple(warnings)
+        for text in filter(None, (*warnings, self._health.silence)):
+            self._log.warning(text)
 
     def _publish_diagnostics(self) -> None:
         self._diagnostics.publish(
@@ -336,6 +386,7 @@ class _Inputs:
             self.camera,
             self.sparse,
             CameraMount(self.transforms, log),
+            self.transforms,
             outputs,
             settings,
             health,

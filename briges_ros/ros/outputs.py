@@ -18,7 +18,6 @@ from briges_ros.errors import BrigesError
 from briges_ros.obstacles import Ground, fit_ground, ground_of_base, obstacle_mask
 from briges_ros.pipeline import DepthFrame
 from briges_ros.point_cloud import clearing_points, organised_points, pack_points, voxel_filter
-from briges_ros.ros.compat import PublisherEventCallbacks
 from briges_ros.ros.conversions import (
     array_to_image,
     info_for,
@@ -26,6 +25,7 @@ from briges_ros.ros.conversions import (
     scan_message,
     stamp_seconds,
 )
+from briges_ros.ros.endpoints import deaf_subscribers
 from briges_ros.ros.health import Health
 from briges_ros.ros.parameters import Settings
 from briges_ros.ros.throttle import ThrottledLog
@@ -93,12 +93,7 @@ class Outputs:
             reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
         )
         self._publishers = {
-            name: node.create_lifecycle_publisher(
-                message_type,
-                name,
-                qos,
-                event_callbacks=PublisherEventCallbacks(incompatible_qos=self._complain(name)),
-            )
+            name: node.create_lifecycle_publisher(message_type, name, qos)
             for name, message_type in (
                 (IMAGE, Image),
                 (INFO, CameraInfo),
@@ -118,6 +113,15 @@ class Outputs:
         for publisher in self._publishers.values():
             self._node.destroy_lifecycle_publisher(publisher)
         self._publishers.clear()
+
+    def forget(self) -> None:
+        """Forget the last frame: the next one shows something else."""
+        self._ground = None
+
+    def deaf_subscribers(self) -> tuple[str, ...]:
+        """Name those who subscribe and get nothing, with the mend."""
+        topics = [publisher.topic_name for publisher in self._publishers.values()]
+        return deaf_subscribers(self._node, topics)
 
     def wanted(self) -> frozenset[str]:
         """Return the names of the outputs that somebody subscribes to."""
@@ -142,7 +146,7 @@ class Outputs:
             source: what it was made of.
             settings: the parameters of this frame.
             wanted: from `wanted()`.
-            health: counters and names for the status; learns the latency.
+            health: counters and names for the status; learns the latency and the image's age.
         """
         begin = time.monotonic()
         header = source.header
@@ -150,7 +154,7 @@ class Outputs:
             encoding = settings.depth_encoding
             depth = to_millimetres(frame.depth) if encoding == '16UC1' else frame.depth
             self._publishers[IMAGE].publish(array_to_image(depth, encoding, header))
-        image_age = self._age_ms(header)
+        health.image_age_ms = self._age_ms(header)
         if INFO in wanted:
             self._publishers[INFO].publish(info_for(source.info, header))
         if POINTS in wanted:
@@ -172,7 +176,7 @@ class Outputs:
             status = self._status(frame, source, health)
             status.publish_ms = (end - begin) * 1e3
             status.total_ms = health.total_ms
-            status.image_age_ms = image_age
+            status.image_age_ms = health.image_age_ms
             self._publishers[STATUS].publish(status)
 
     def _publish_over_ground(
@@ -256,16 +260,6 @@ class Outputs:
         if stamp == 0.0:
             return math.nan
         return (self._node.get_clock().now().nanoseconds * 1e-9 - stamp) * 1e3
-
-    def _complain(self, name: str) -> Any:
-        def on_incompatible_qos(_: Any) -> None:
-            topic = self._publishers[name].topic_name
-            self._log.warning(
-                f"a subscriber of '{topic}' asks for more than is offered and gets nothing: "
-                "subscribe best effort and volatile, or set 'output_qos' to reliable"
-            )
-
-        return on_incompatible_qos
 
 
 def _points(frame: DepthFrame, header: Header, settings: Settings) -> PointCloud2:

@@ -48,6 +48,14 @@ class Transforms:
             self._listener = None
         self._buffer = None
 
+    def forget(self) -> None:
+        """Forget what moves: time began again, and TF takes nothing older than what it has.
+
+        What is static stays (tf2::BufferCore::clear).
+        """
+        if self._buffer is not None:
+            self._buffer.clear()
+
     def camera_from_sensor(
         self,
         camera_frame: str,

@@ -87,7 +87,7 @@ def repeat(action: Callable[[], Any], condition: Callable[[], T], what: str) -> 
 
 
 class DepthNodeProcess:
-    """scripts/depth_node of this checkout, as `ros2 run` starts it."""
+    """scripts/depth_node of this checkout, as `ros2 run` starts it, or another script like it."""
 
     def __init__(
         self,
@@ -95,8 +95,9 @@ class DepthNodeProcess:
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         program_arguments: Sequence[str] = (),
+        script: Path = ROOT / 'scripts' / 'depth_node',
     ) -> None:
-        program = [sys.executable, str(ROOT / 'scripts' / 'depth_node'), *program_arguments]
+        program = [sys.executable, str(script), *program_arguments]
         command = [*program, '--ros-args', *arguments]
         for name, value in (parameters or {}).items():
             command += ['-p', f'{name}:={_yaml(value)}']
