@@ -51,9 +51,9 @@ def main(args: Sequence[str] | None = None) -> int:
         )
 
     arguments = list(sys.argv if args is None else args)
-    cameras = _parser().parse_args(remove_ros_args(arguments)[1:]).cameras
     try:
         init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+        cameras = _parser().parse_args(remove_ros_args(arguments)[1:]).cameras
         engines = EnginePool()
         nodes = [DepthNode(engines, namespace) for namespace in cameras or [None]]
         names = {node.get_fully_qualified_name() for node in nodes}

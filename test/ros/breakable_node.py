@@ -29,10 +29,21 @@ class BreakableEngine(engine.GraphEngine):
     """Runs graphs that break."""
 
     def __init__(
-        self, name: str, precision: str, bundle: Any, graphs: Mapping[str, Any], *rest: Any
+        self, name: str, precision: str, bundle: Any, loaded: Mapping[str, Any], *rest: Any
     ) -> None:
-        breakable = {key: breaking(graph) for key, graph in graphs.items()}
+        breakable = {key: BreakableGraph(graph) for key, graph in loaded.items()}
         super().__init__(name, precision, bundle, breakable, *rest)
+
+
+class BreakableGraph:
+    """A loaded graph whose runs break."""
+
+    def __init__(self, loaded: Any) -> None:
+        self._loaded = loaded
+
+    def runner(self) -> Any:
+        """See `engine.LoadedGraph.runner`."""
+        return breaking(self._loaded.runner())
 
 
 def breaking(graph: Any) -> Any:
