@@ -21,6 +21,21 @@ Image32 = npt.NDArray[np.float32]
 EDGE_RATIO = 3.0
 EDGE_FLOOR = 0.01
 
+# Pixels fly on the flanks of blurred edges: see `settle_flying_pixels`. The widths of such flanks
+# that are looked for, one after the other, as parts of the size of the image: the wide ones of a
+# network, the narrow ones that a refinement leaves.
+FLANKS = (0.034, 0.0145)
+# A flank holds at least this part of the contrast of the surroundings three times as wide (of a
+# plane it holds a third, and less than 0.45 where two planes meet), and its ends are so many times
+# as far from each other as from the camera.
+FLANK_PART = 0.5
+FLANK_RATIO = 1.15
+# On it, values go on rising and falling by this part of its contrast within half its width. On
+# either side of a sharp edge they do not.
+FLANK_SLOPE = 0.12
+# What is closer to a measurement than this part of the image's size is where it belongs.
+MEASURED = 0.0073
+
 _BEYOND_RANGE_GREY = 48
 
 
@@ -134,6 +149,100 @@ def resize_inverse_depth(relative: Image32, width: int, height: int) -> Image32:
         nearest = relative.take(rows, axis=0).take(columns, axis=1)
         np.copyto(out, nearest, where=at_edge)
     return out
+
+
+def settle_flying_pixels(
+    relative: Image32,
+    depth: Image32,
+    scale: float,
+    shift: float,
+    max_range: float,
+    measured: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None,
+) -> npt.NDArray[np.intp]:
+    """Give the pixels that fly between an object and its background the place of one of them.
+
+    Networks blur depth edges, and a blurred edge is a curtain of points on which nothing is. A
+    pixel on the flank of one takes the greatest or the least value around it, whichever is closer
+    to its own (the toggle mapping of Kramer and Bruckner, 1975), so that thin things keep the
+    width that they have at half of their height. Planes, however steep, and creases between planes
+    stay as they are.
+
+    Args:
+        relative: (H, W) float32 inverse depth, 1/z = scale * relative + shift; changed in place.
+        depth: (H, W) float32 metres of it. Pixels beside NaN stay.
+        scale, shift, max_range: see `depth_from_inverse`.
+        measured: (u, v), (N,) each, pixels of the image whose depth was measured: these and those
+            beside them stay.
+
+    Returns:
+        (M,) indices into the flattened image of what was moved; its metres are those of before.
+    """
+    size = math.sqrt(relative.size)
+    widest, *_ = widths = [_odd(part * size) for part in FLANKS]
+    beside = np.isnan(depth)
+    if beside.any():
+        beside = cv2.dilate(beside.view(np.uint8), _window(widest)).view(np.bool_)
+    stay = beside
+    if measured is not None:
+        stay = stay | _around(*measured, _odd(2 * MEASURED * size), relative.shape)
+    moved = np.zeros(relative.shape, np.bool_)
+    for width in widths:
+        index, values = _on_flanks(relative, width, scale, shift, max_range)
+        here = ~stay.ravel()[index]
+        moved.ravel()[index[here]] = True
+        relative.ravel()[index[here]] = values[here]
+        # The narrow ones are what refinement leaves, also between what was measured.
+        stay = beside
+    return np.flatnonzero(moved)
+
+
+def _on_flanks(
+    relative: Image32, width: int, scale: float, shift: float, max_range: float
+) -> tuple[npt.NDArray[np.intp], Image32]:
+    """Find the pixels on flanks of a width: (N,) indices, and (N,) what is closer to each."""
+    # What is this near to zero is out of range, and so are all differences there.
+    zero, beyond = -shift / scale, (1.0 / max_range - shift) / scale
+    nearest, least = _extremes(relative, width)
+    # The surroundings, three times as wide: every fourth pixel will do.
+    window = _window(_odd(width / 2))
+    high, low = cv2.dilate(nearest[::4, ::4], window), cv2.erode(least[::4, ::4], window)
+    enough = (FLANK_RATIO - 1.0) * (np.maximum(low, beyond) - zero)
+    enough = np.maximum(FLANK_PART * (high - low), enough).astype(np.float32)
+    size = relative.shape[::-1]
+    enough = np.asarray(cv2.resize(enough, size, interpolation=cv2.INTER_NEAREST))
+    index = np.flatnonzero(np.subtract(nearest, least) > enough)
+    near, far = nearest.ravel()[index], least.ravel()[index]
+    apart = near - zero > FLANK_RATIO * (np.maximum(far, beyond) - zero)
+    index, near, far = index[apart], near[apart], far[apart]
+    values = relative.ravel()[index]
+    above, below = (x.ravel()[index] for x in _extremes(relative, _odd(0.45 * width)))
+    flies = np.minimum(above - values, values - below) > FLANK_SLOPE * (near - far)
+    index, near, far, values = index[flies], near[flies], far[flies], values[flies]
+    return index, np.where(near - values < values - far, near, far)
+
+
+def _extremes(values: Image32, width: int) -> tuple[Image32, Image32]:
+    """Greatest and least of the width x width pixels around each."""
+    return cv2.dilate(values, _window(width)), cv2.erode(values, _window(width))
+
+
+def _around(
+    u: npt.NDArray[Any], v: npt.NDArray[Any], width: int, shape: tuple[int, int]
+) -> npt.NDArray[np.bool_]:
+    """Where the width x width pixels around (N,) pixels are; (H, W)."""
+    at = np.zeros(shape, np.uint8)
+    column, row = (np.rint(x).astype(np.intp) for x in (u, v))
+    at[np.clip(row, 0, shape[0] - 1), np.clip(column, 0, shape[1] - 1)] = 1
+    return cv2.dilate(at, _window(width)).view(np.bool_)
+
+
+def _window(width: int) -> npt.NDArray[np.uint8]:
+    return np.ones((width, width), np.uint8)
+
+
+def _odd(width: float) -> int:
+    """The odd number next to it, at least 3."""
+    return max(3, 2 * round((width - 1) / 2) + 1)
 
 
 def _over_cells(reduce: Any, values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -16,7 +16,11 @@ from briges_ros.alignment.aligner import Aligner, Alignment
 from briges_ros.alignment.anchors import Anchors
 from briges_ros.alignment.tracker import ScaleEstimate, ScaleState
 from briges_ros.camera import CameraModel
-from briges_ros.depth_image import depth_from_inverse, resize_inverse_depth
+from briges_ros.depth_image import (
+    depth_from_inverse,
+    resize_inverse_depth,
+    settle_flying_pixels,
+)
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.engine import Engine, ImageEngine, Progress
 from briges_ros.inference.engine_pool import EnginePool
@@ -248,6 +252,8 @@ class DepthPipeline:
         clock.lap('postprocess')
         sigma = self._aligner.remember(image, depth, alignment, camera, stamp)
         clock.lap('align')
+        self._settle(alignment, depth, sigma, found)
+        clock.lap('postprocess')
         return DepthFrame(
             image, alignment.relative, depth, sigma, alignment.scale, camera, clock.total()
         )
@@ -269,6 +275,29 @@ class DepthPipeline:
         relative = resize_inverse_depth(inverse, image.shape[1], image.shape[0])
         clock.lap('postprocess')
         return relative
+
+    def _settle(
+        self,
+        alignment: Alignment,
+        depth: NDArray[np.float32],
+        sigma: NDArray[np.float32],
+        anchors: Anchors | None,
+    ) -> None:
+        """Move what flies between surfaces to one of them, in all three maps of a frame."""
+        scale = alignment.scale
+        if scale.state is ScaleState.RELATIVE:
+            return
+        line = scale.scale, scale.shift
+        measured = None if anchors is None else (anchors.u, anchors.v)
+        relative = alignment.relative
+        moved = settle_flying_pixels(relative, depth, *line, self.max_range, measured)
+        before = depth.ravel()[moved]
+        after = depth_from_inverse(relative.ravel()[moved], *line, self.min_range, self.max_range)
+        depth.ravel()[moved] = after
+        # It may belong to the other side, or to neither.
+        with np.errstate(invalid='ignore'):
+            spread = np.hypot(sigma.ravel()[moved], after - before)
+        sigma.ravel()[moved] = np.where(np.isinf(after), after, spread)
 
     def _metres(self, relative: NDArray[np.float32], alignment: Alignment) -> NDArray[np.float32]:
         """Metres of an alignment of what the network says."""

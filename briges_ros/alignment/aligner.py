@@ -165,7 +165,7 @@ class Aligner:
 
         Args:
             image, camera, stamp: of the frame, as given to `align`.
-            depth: (H, W) float32 metres, as published.
+            depth: (H, W) float32 metres, before flying pixels are settled.
             alignment: what `align` returned.
 
         Returns:

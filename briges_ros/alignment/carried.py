@@ -122,7 +122,7 @@ class CarriedDepth:
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            depth: (H, W) float32 metres as published; what is not finite is not carried.
+            depth: (H, W) float32 metres; what is not finite is not carried.
             sigma: (H, W) float32 metres.
             camera: As in `recall`.
             stamp: Seconds; None leaves the memory as it is.

@@ -14,6 +14,7 @@ from briges_ros.depth_image import (
     depth_from_inverse,
     from_millimetres,
     resize_inverse_depth,
+    settle_flying_pixels,
     to_millimetres,
 )
 
@@ -30,6 +31,8 @@ def reference_depth(relative, scale, shift, min_range, max_range):
         return math.nan
     inverse = scale * relative + shift
     if inverse <= 1 / max_range:
+        return math.inf
+    if 1 / inverse > np.finfo(np.float32).max:
         return math.inf
     return 1 / inverse if 1 / inverse >= min_range else math.nan
 
@@ -241,3 +244,108 @@ def test_any_image_can_be_shown(image):
 def test_a_flat_image_has_one_colour(value):
     rgb = colorize(np.full((12, 16), value, np.float32))
     assert (rgb == rgb[0, 0]).all()
+
+
+# Flying pixels
+
+
+def settled(inverse, measured=None, max_range=100.0):
+    """Inverse metric depth after `settle_flying_pixels`, and where it was changed."""
+    relative = inverse.astype(np.float32)
+    depth = depth_from_inverse(relative, 1.0, 0.0, 0.1, max_range)
+    index = settle_flying_pixels(relative, depth, 1.0, 0.0, max_range, measured)
+    moved = np.zeros(relative.size, np.bool_)
+    moved[index] = True
+    return relative, moved.reshape(relative.shape)
+
+
+def blurred_step(near=1.0, far=0.25, sigma=4.0):
+    step = np.full((480, 640), far, np.float32)
+    step[:, 320:] = near
+    return cv2.GaussianBlur(step, (0, 0), sigma)
+
+
+@pytest.mark.parametrize('transposed', [False, True])
+@pytest.mark.parametrize(('near', 'far'), [(1.0, 0.25), (2.0, 1.5), (0.5, 0.0)])
+def test_a_blurred_edge_becomes_two_surfaces(near, far, transposed):
+    blurred = blurred_step(near, far)
+    blurred = np.ascontiguousarray(blurred.T) if transposed else blurred
+    result, moved = settled(blurred)
+    between = (result > far + 0.1 * (near - far)) & (result < near - 0.1 * (near - far))
+    before = (blurred > far + 0.1 * (near - far)) & (blurred < near - 0.1 * (near - far))
+    assert between.sum() < 0.05 * before.sum()
+    edge = np.diff((result > (near + far) / 2).astype(int), axis=0 if transposed else 1)
+    where = np.nonzero(edge)[0 if transposed else 1]
+    assert set(where) <= {318, 319, 320}  # where it was
+    assert moved.mean() < 0.06
+
+
+@settings(max_examples=20)
+@given(
+    right=st.floats(-1, 1), down=st.floats(-1, 1), crease=st.floats(-1, 1), noise=st.floats(0, 0.01)
+)
+def test_planes_and_creases_stay(right, down, crease, noise):
+    """Floor, walls and where they meet: inverse depth is linear on each."""
+    y, x = np.mgrid[:240, :320] / 320
+    inverse = 2.2 + right * (x - 0.5) + down * (y - 0.4) - crease * np.abs(x - 0.5)
+    inverse *= np.exp(noise * np.random.default_rng(0).normal(size=inverse.shape))
+    _, moved = settled(inverse)
+    assert moved.mean() < 0.002
+
+
+@pytest.mark.parametrize('width', [5, 9, 20])
+def test_a_pole_stays_and_keeps_its_width(width):
+    scene = np.full((480, 640), 0.25, np.float32)
+    scene[:, 320 : 320 + width] = 1.0
+    blurred = cv2.GaussianBlur(scene, (0, 0), 3.0)
+    result, _ = settled(blurred)
+    top = result.max(axis=1)
+    np.testing.assert_allclose(top, blurred.max(axis=1), rtol=1e-5)  # as near as it was
+    wide = (result > 0.25 + 0.6 * (top[:, None] - 0.25)).sum(axis=1)
+    half = (blurred > 0.25 + 0.5 * (blurred.max(axis=1)[:, None] - 0.25)).sum(axis=1)
+    assert (np.abs(wide - half) <= 2).all()
+
+
+def test_nothing_is_invented_and_the_rest_is_as_it_was():
+    rng = np.random.default_rng(0)
+    scene = cv2.GaussianBlur(np.kron(rng.random((6, 8)), np.ones((80, 80))), (0, 0), 5)
+    result, moved = settled(scene + 0.2)
+    assert 0 < moved.mean() < 0.5
+    np.testing.assert_array_equal(result[~moved], (scene + 0.2).astype(np.float32)[~moved])
+    assert set(result[moved]) <= set((scene + 0.2).astype(np.float32).ravel())
+
+
+def test_measured_pixels_stay_on_wide_flanks():
+    blurred = blurred_step(sigma=6.0)
+    u, v = np.full(10, 322.3), np.arange(40, 440, 40) + 0.2
+    _, moved = settled(blurred)
+    assert moved[v.round().astype(int), 322].all()
+    result, moved = settled(blurred, (u, v))
+    assert not moved[v.round().astype(int), 322].any()
+    assert moved[v.round().astype(int) + 20, 322].all()
+    assert result[40, 322] == blurred[40, 322]
+    settled(blurred, (np.array([-5.0, 1e4]), np.array([3.0, 3.0])))  # off the image
+
+
+def test_what_is_beside_the_unknown_stays():
+    blurred = blurred_step()
+    blurred[100:110, 318:322] = np.nan
+    result, moved = settled(blurred)
+    assert np.isnan(result[100:110, 318:322]).all()
+    assert not moved[95:115, 310:330].any()
+    assert moved[200, 310:330].any()
+
+
+def test_nothing_hangs_before_the_sky():
+    """Between an object at 2 m and what is beyond range, there is nothing at 30 m."""
+    blurred = blurred_step(near=0.5, far=-0.05)  # the network has the sky behind infinity
+    result, _ = settled(blurred, max_range=50.0)
+    depth = depth_from_inverse(result, 1.0, 0.0, 0.1, 50.0)
+    assert ((depth > 3) & (depth < 50)).sum() < 0.05 * (
+        (1 / blurred > 3) & (1 / blurred < 50)
+    ).sum()
+
+
+def test_small_images_are_no_error():
+    for shape in [(1, 1), (2, 3), (1, 50), (7, 7)]:
+        settled(np.random.default_rng(0).random(shape) + 0.1)
