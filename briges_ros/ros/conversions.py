@@ -20,7 +20,7 @@ from std_msgs.msg import Header
 
 from briges_ros.camera import CameraModel
 from briges_ros.depth_image import from_millimetres
-from briges_ros.errors import BrigesError
+from briges_ros.errors import BrigesError, quoted
 from briges_ros.point_cloud import XYZ_STEP
 from briges_ros.scan import Scan
 
@@ -51,8 +51,8 @@ def image_to_depth(message: Image) -> np.ndarray:
     """
     if message.encoding not in _DEPTH:
         raise MessageError(
-            f"encoding '{message.encoding}' is not a depth: publish 16UC1 (millimetres) or 32FC1 "
-            '(metres)'
+            f'encoding {quoted(message.encoding)} is not a depth: publish 16UC1 (millimetres) or '
+            '32FC1 (metres)'
         )
     values = pixel_view(message, 1, np.dtype(_DEPTH[message.encoding]))[..., 0]
     native = values.astype(values.dtype.newbyteorder('='), copy=False)
@@ -133,7 +133,7 @@ def _coordinates(message: PointCloud2) -> tuple[list[int], np.dtype]:
     if missing:
         raise MessageError(
             f'the cloud has no field {", ".join(missing)} (it has '
-            f'{", ".join(fields) or "none"}): publish x, y and z'
+            f'{quoted(", ".join(fields)) if fields else "none"}): publish x, y and z'
         )
     xyz = [fields[name] for name in 'xyz']
     datatype = xyz[0].datatype
@@ -284,10 +284,12 @@ def camera_from_info(
             calibration is of the images. Default: of what was calibrated.
 
     Raises:
-        MessageError: zero size, a K (or P) that is zero or not finite, an unknown model, or images
-            of another size.
+        MessageError: zero size, a K (or P) that is zero, anything that is not finite, an unknown
+            model, or images of another size.
     """
     p = np.asarray(message.p, np.float64).reshape(3, 4)
+    if not np.isfinite(message.r).all():
+        raise MessageError('R holds a value that is not finite; calibrate the camera')
     if rectified and not p.any():
         raise MessageError(
             'P is all zero, but image_is_rectified is set: publish the P of the rectified image, '

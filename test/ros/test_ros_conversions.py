@@ -163,7 +163,7 @@ def bad_cloud(kind: str) -> object:
     ('kind', 'says'),
     [
         ('empty', 'the cloud is empty'),
-        ('no z', 'no field z .it has x, y, intensity.: publish x, y and z'),
+        ('no z', "no field z .it has 'x, y, intensity'.: publish x, y and z"),
         ('no fields', 'it has none'),
         ('integers', 'FLOAT32'),
         ('mixed', 'FLOAT32'),
