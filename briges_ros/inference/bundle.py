@@ -149,12 +149,14 @@ class ModelBundle:
                 sources=list(values['sources']),
                 sha256=hashlib.sha256(text).hexdigest(),
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError, RecursionError) as error:
             raise BundleError(f'{path} cannot be read ({error}); {mend}') from error
         except (KeyError, TypeError, AttributeError) as error:
             raise BundleError(f'{path} lacks or garbles {error}; {mend}') from error
-        if bundle.patch < 1 or bundle.token_budget < 1 or not min(bundle.std) > 0:
+        if bundle.patch < 1 or bundle.token_budget < 1 or not all(s > 0 for s in bundle.std):
             raise BundleError(f'{path}: patch, token_budget and std must be positive; {mend}')
+        if not all(map(math.isfinite, (*bundle.mean, *bundle.std))):
+            raise BundleError(f'{path}: mean and std must be finite; {mend}')
         if not all(math.isfinite(tau) and tau > 0 for tau in (bundle.tau_cross, bundle.tau_self)):
             raise BundleError(f'{path}: attention_temperature must be positive; {mend}')
         if gate not in GATES:

@@ -31,6 +31,7 @@ from briges_ros.inference.preprocess import prepare
 log = logging.getLogger('briges_ros')
 
 WHOLE = 'whole network'
+_LARGEST_REFERENCE = 1 << 30  # bytes, unpacked
 
 
 @dataclass(frozen=True)
@@ -245,6 +246,10 @@ def compare(engine: Engine, bundle: ModelBundle) -> tuple[Comparison, ...]:
 def _reference(bundle: ModelBundle) -> dict[str, tuple[Arrays, Arrays]]:
     """By graph: its inputs and its outputs."""
     try:
+        with zipfile.ZipFile(bundle.selfcheck) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > _LARGEST_REFERENCE:
+            raise ValueError(f'it unpacks to {size} bytes')
         with np.load(bundle.selfcheck, allow_pickle=False) as data:
             arrays = {name: np.asarray(data[name], np.float32) for name in data.files}
         levels = {name: array for name, array in arrays.items() if name.startswith('level')}
@@ -257,7 +262,10 @@ def _reference(bundle: ModelBundle) -> dict[str, tuple[Arrays, Arrays]]:
             features |= segmentation
         if not levels:
             raise KeyError('level0')
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as why:
+        for name, array in arrays.items():
+            if not array.std() > 0:  # nor of what is not finite
+                raise ValueError(f'{name} is the same everywhere, or not finite')
+    except Exception as why:  # zipfile, zlib and NumPy share no class of what a file is
         raise BundleError(
             f'{bundle.selfcheck} cannot be read ({why}); make the bundle anew, e.g.: '
             f'briges export {bundle.name}'
