@@ -15,6 +15,9 @@ from briges_ros.errors import BrigesError
 _PNG_START = b'\x89PNG\r\n\x1a\n'
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b'\xff\xd8', b'\xff\xd9', b'\xff\xda'
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # whose segments hold the size
+_JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD8)})  # markers that no segment follows
+_JPEG_STOPS = frozenset({0x00, 0xD8, 0xD9})  # that cannot stand between segments
+_MOST_SCANS = 100  # of a JPEG; encoders make up to a dozen, and each takes its time again
 
 
 def decode_file(path: Path, flags: int) -> NDArray[Any]:
@@ -46,9 +49,14 @@ def decode(content: bytes, flags: int) -> NDArray[Any]:
     Raises:
         BrigesError: broken off, not an image, or of more pixels than OpenCV takes.
     """
-    # OpenCV refuses other formats that break off, but fills up a JPEG with grey.
-    if content.startswith(_JPEG_START) and not _has_jpeg_end(content):
-        raise BrigesError('the JPEG breaks off before its end; copy it again')
+    if content.startswith(_JPEG_START):
+        pixels_from = _jpeg_pixels(content)
+        # OpenCV refuses other formats that break off, but fills up a JPEG with grey.
+        if pixels_from is None or _JPEG_END not in content[pixels_from:]:
+            raise BrigesError('the JPEG breaks off before its end; copy it again')
+        scans = content.count(_JPEG_SCAN, pixels_from)
+        if scans > _MOST_SCANS:
+            raise BrigesError(f'the JPEG has {scans} scans; save it with fewer')
     pixels: NDArray[Any] | None = None
     try:
         if content:
@@ -65,7 +73,7 @@ def picture_size(content: bytes) -> tuple[int, int] | None:
 
     A few bytes can claim gigabytes of pixels, which a decoder takes before it finds them missing.
     """
-    if content.startswith(_PNG_START) and len(content) >= 24:
+    if content.startswith(_PNG_START) and len(content) >= 24 and content[12:16] == b'IHDR':
         return int.from_bytes(content[16:20], 'big'), int.from_bytes(content[20:24], 'big')
     if content.startswith(_JPEG_START):
         for at in _jpeg_segments(content):
@@ -75,29 +83,30 @@ def picture_size(content: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _has_jpeg_end(content: bytes) -> bool:
-    """Whether the end marker follows the pixels of a JPEG.
+def _jpeg_pixels(content: bytes) -> int | None:
+    """Where the pixels of a JPEG begin; None if it has none.
 
-    Thumbnails in the head of a file have end markers of their own; within the pixels the marker
-    cannot occur.
+    Thumbnails in the head of a file have markers of their own; within the pixels none can occur
+    that does not count.
     """
-    return any(
-        _JPEG_END in content[at:]
-        for at in _jpeg_segments(content)
-        if content[at : at + 2] == _JPEG_SCAN
-    )
+    segments = _jpeg_segments(content)
+    return next((at for at in segments if content[at : at + 2] == _JPEG_SCAN), None)
 
 
 def _jpeg_segments(content: bytes) -> Iterator[int]:
     """Where the segments before the pixels begin, and the first of the pixels (ITU-T T.81, B).
 
-    The segments say how long they are, so what is in them is skipped.
+    The segments say how long they are, so what is in them is skipped. Bytes that decoders do not
+    agree on end it, so that none sees another picture than this.
     """
     at = len(_JPEG_START)
     while content[at : at + 1] == _JPEG_END[:1] and at + 1 < len(content):
-        if content[at + 1] == 0xFF:  # any number of these may come before a marker
-            at += 1
+        marker = content[at + 1]
+        if marker == 0xFF or marker in _JPEG_BARE:  # of 0xFF any number may come before a marker
+            at += 1 if marker == 0xFF else 2
             continue
+        if marker in _JPEG_STOPS:
+            return
         yield at
         if content[at : at + 2] == _JPEG_SCAN:
             return

@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
-from briges_ros.errors import BrigesError
+from briges_ros.errors import BrigesError, quoted
 from briges_ros.image_file import decode, picture_size
 from briges_ros.ros.conversions import MessageError, pixel_view
+from briges_ros.ros.limits import check_picture
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,6 @@ _SEMIPLANAR: dict[str, tuple[int, int | None]] = {
 # other YUV encodings.
 _BT601 = np.array([[1.164, 0, 1.596], [1.164, -0.391, -0.813], [1.164, 2.018, 0]])
 _YUV_TO_RGB = np.column_stack([_BT601, _BT601 @ [-16, -128, -128]])
-
-_MOST_PIXELS = 1 << 26  # of a compressed image, 8192 x 8192
 
 # Newer versions of OpenCV decode to RGB, older ones to BGR only.
 _DECODES_TO_RGB: int | None = getattr(cv2, 'IMREAD_COLOR_RGB', None)
@@ -146,11 +145,7 @@ def compressed_to_rgb(message: CompressedImage) -> np.ndarray:
 
 def _decoded(message: CompressedImage, content: bytes, flags: int) -> np.ndarray:
     width, height = picture_size(content) or (0, 0)
-    if width * height > _MOST_PIXELS:
-        raise MessageError(
-            f'the compressed image claims {width} x {height} pixels, more than any camera has: '
-            'check the publisher'
-        )
+    check_picture(width, height)
     try:
         if not width * height:  # neither of the two; OpenCV reads more that no camera sends
             raise BrigesError('not a JPEG or PNG')
@@ -159,7 +154,7 @@ def _decoded(message: CompressedImage, content: bytes, flags: int) -> np.ndarray
         return decode(content, flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except BrigesError as error:
         raise MessageError(
-            f"{len(content)} bytes of format '{message.format}' cannot be decoded: publish a "
+            f'{len(content)} bytes of format {quoted(message.format)} cannot be decoded: publish a '
             'complete JPEG or PNG, or use the raw image (image_transport: raw)'
         ) from error
 
@@ -213,7 +208,7 @@ def _through_cv_bridge(message: Image) -> np.ndarray:
     try:
         rgb: Any = bridge.imgmsg_to_cv2(message, 'rgb8')
     except Exception as error:  # CvBridgeError, and whatever a message does to its C++
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        why = quoted((str(error).strip().splitlines() or [type(error).__name__])[0], 200)
         raise MessageError(f'{_unsupported(message.encoding)} (cv_bridge: {why})') from error
     if rgb.shape != (message.height, message.width, 3) or rgb.dtype != np.uint8 or not rgb.size:
         raise MessageError(_unsupported(message.encoding))
@@ -223,8 +218,8 @@ def _through_cv_bridge(message: Image) -> np.ndarray:
 def _unsupported(encoding: str) -> str:
     if encoding[:3] in ('8UC', '8SC', '16U', '16S', '32S', '32F', '64F'):
         return (
-            f"encoding '{encoding}' does not say what the channels mean: publish bgr8, rgb8 or "
-            "mono8, whichever it is (cv_bridge: cv2_to_imgmsg(image, encoding='bgr8'))"
+            f'encoding {quoted(encoding)} does not say what the channels mean: publish bgr8, rgb8 '
+            "or mono8, whichever it is (cv_bridge: cv2_to_imgmsg(image, encoding='bgr8'))"
         )
     names = ', '.join([*_INTERLEAVED, *_SEMIPLANAR])
-    return f"encoding '{encoding}' is not supported: publish one of {names}"
+    return f'encoding {quoted(encoding)} is not supported: publish one of {names}'

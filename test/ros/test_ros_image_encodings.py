@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from types import SimpleNamespace
 
 import cv2
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sensor_msgs.msg import CompressedImage, Image
 
+from briges_ros.errors import BrigesError
+from briges_ros.image_file import decode, picture_size
 from briges_ros.ros.conversions import MessageError
 from briges_ros.ros.image_encodings import compressed_to_rgb, image_to_rgb
 
@@ -290,7 +293,7 @@ def test_other_encodings_go_through_cv_bridge(monkeypatch: pytest.MonkeyPatch) -
 
     convert.result = fail
     with pytest.raises(
-        MessageError, match=r'cv_bridge: Unrecognized image encoding \[vendor10\]\)$'
+        MessageError, match=r"cv_bridge: 'Unrecognized image encoding \[vendor10\]'\)$"
     ):
         image_to_rgb(message)
 
@@ -410,3 +413,93 @@ def test_any_bytes(coding: str, name: str, flips: list[tuple[float, int]]) -> No
     assert rgb.ndim == 3
     assert rgb.shape[2] == 3
     assert rgb.dtype == np.uint8
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, 'big') + content
+
+
+HEAD = b'\x08' + (9000).to_bytes(2, 'big') * 2 + b'\x01\x01\x11\x00'  # of a frame: its size
+PIECES = {
+    'jpg': st.sampled_from(
+        [
+            b'\xff',
+            b'\xff\x00',
+            b'\xff\x01',
+            b'\xff\xd0',
+            b'\xff\xd8',
+            b'\xff\xd9',
+            b'\x00',
+            b'\x11',
+            segment(254, HEAD),
+            segment(254, segment(192, HEAD)),
+            segment(192, HEAD),
+            segment(225, b'\xff\xd8' + segment(192, HEAD)),
+            segment(196, b''),
+            b'\xff\xd0\x00\x08',
+        ]
+    ),
+    'png': st.sampled_from(
+        [
+            b'\x00',
+            b'\x00\x00\x00\x04tEXt',
+            b'\x00\x00\x00\x04tEXta\x00bc\x0f\x93\x95\x86',
+            b'\x00\x00\x00\x00IEND',
+            b'\x00\x00\x00\rIHDR' + bytes([0, 0, 35, 40] * 2) + b'\x08\x02\x00\x00\x00',
+        ]
+    ),
+}
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    coding=st.sampled_from(['jpg', 'png']),
+    data=st.data(),
+    places=st.lists(st.sampled_from([2, 8, 20, 33, 37]) | st.integers(0, 200), max_size=3),
+)
+def test_the_size_that_is_checked_is_the_size_that_is_decoded(
+    coding: str, data: st.DataObject, places: list[int]
+) -> None:
+    """Whatever stands in the head of a file, beside its size."""
+    content = cv2.imencode(f'.{coding}', RGB[:8, :8])[1].tobytes()
+    for place in places:
+        content = content[:place] + data.draw(PIECES[coding]) + content[place:]
+    try:
+        pixels = decode(content, cv2.IMREAD_COLOR)
+    except BrigesError:
+        return
+    height, width = pixels.shape[:2]
+    assert picture_size(content) in (None, (width, height))
+
+
+def test_a_size_cannot_hide_from_the_check() -> None:
+    """No segment follows a restart marker: what it would skip is the head of a comment."""
+    small = segment(0xC0, b'\x08' + (8).to_bytes(2, 'big') * 2 + b'\x01\x01\x11\x00')
+    comment = segment(0xFE, small)
+    whole = cv2.imencode('.jpg', RGB)[1].tobytes()
+    trick = whole[:2] + b'\xff\xd0' + (2 + 4).to_bytes(2, 'big') + comment + whole[2:]
+    assert cv2.imdecode(np.frombuffer(trick, np.uint8), cv2.IMREAD_COLOR).shape == RGB.shape
+    assert picture_size(trick) in (None, (WIDTH, HEIGHT))
+
+
+def test_a_jpeg_of_many_scans_is_refused() -> None:
+    """Each of them takes the decoder as long as the whole image."""
+    flags = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
+    content = cv2.imencode('.jpg', RGB, flags)[1].tobytes()
+    assert compressed_to_rgb(CompressedImage(format='jpeg', data=content)).shape == RGB.shape
+    scan = content[content.rindex(b'\xff\xda') : -2]
+    bomb = content[:-2] + scan * 200 + content[-2:]
+    with pytest.raises(MessageError, match='cannot be decoded'):
+        compressed_to_rgb(CompressedImage(format='jpeg', data=bomb))
+
+
+def test_a_picture_of_many_pixels_takes_no_memory() -> None:
+    """A few bytes that claim gigabytes, which a decoder takes before it finds them missing."""
+    data = cv2.imencode('.png', np.zeros((0x0102, 0x0103), np.uint8))[1].tobytes()
+    old, new = (b''.join(n.to_bytes(4, 'big') for n in s) for s in ((0x0103, 0x0102), (60000,) * 2))
+    message = CompressedImage(format='png', data=data.replace(old, new))
+    tracemalloc.start()
+    with pytest.raises(MessageError, match='claims 60000 x 60000 pixels'):
+        compressed_to_rgb(message)
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
