@@ -102,6 +102,9 @@ def _live(node: DepthNode, executor: Executor, stop: threading.Event) -> None:
     """Spin a node until all are to stop."""
     from rclpy.executors import ExternalShutdownException
 
+    from briges_ros.ros.throttle import ThrottledLog
+
+    log = ThrottledLog(node.get_logger())
     node.autostart()
     # Not spin_until_future_complete: it leaves a callback in the future each time round.
     while not stop.is_set():
@@ -110,7 +113,7 @@ def _live(node: DepthNode, executor: Executor, stop: threading.Event) -> None:
         except ExternalShutdownException:
             break
         except Exception:  # a callback of ours failed: the node outlives it
-            node.get_logger().error(f'internal error:\n{traceback.format_exc()}')
+            log.error(f'internal error:\n{traceback.format_exc()}')
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -36,6 +36,7 @@ from briges_ros.ros.health import Counters, Health, diagnostics
 from briges_ros.ros.log_bridge import forward_library_log
 from briges_ros.ros.outputs import Outputs
 from briges_ros.ros.parameters import BY_NAME, NodeParameters, Settings
+from briges_ros.ros.services import answer_always
 from briges_ros.ros.sparse_inputs import SparseInputs
 from briges_ros.ros.throttle import ThrottledLog
 from briges_ros.ros.transforms import Transforms
@@ -70,7 +71,6 @@ class DepthNode(LifecycleNode):
         super().__init__('depth', namespace=namespace)
         self._engines = engines
         forward_library_log(self.get_logger())
-        self._answer_impossible_transitions()
         self._log = ThrottledLog(self.get_logger())
         self._node_parameters = NodeParameters(self)
         self._warn_of_unknown_parameters()
@@ -82,6 +82,8 @@ class DepthNode(LifecycleNode):
         self._interrupted = False
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_service(Trigger, '~/reset_scale', self._reset_scale)
+        self._leave_recovery_to_others()
+        answer_always(self, self._log)
         # Steady: with simulated time a paused clock must not silence the node.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(_DIAGNOSTICS_PERIOD, self._tick, clock=steady)
@@ -227,26 +229,6 @@ class DepthNode(LifecycleNode):
         self._health.state = 'unconfigured'
         self._health.warnings = ()
 
-    def _answer_impossible_transitions(self) -> None:
-        """Answer a transition that the state does not allow with success: false.
-
-        rclpy raises out of the service callback instead, which ends the executor and with it the
-        node, and leaves the client waiting.
-        """
-        service = self._service_change_state
-        change_state = service.callback
-
-        def answer(request: Any, response: Any) -> Any:
-            self._leave_recovery_to_others()
-            try:
-                return change_state(request, response)
-            except Exception as error:
-                self.get_logger().error(f'no such transition from here: {error}')
-                response.success = False
-                return response
-
-        service.callback = answer
-
     # ---- a backend that fails --------------------------------------------------------------------
 
     def _fail(self, why: str) -> None:
@@ -271,10 +253,17 @@ class DepthNode(LifecycleNode):
         self.get_logger().error(str(self._recovery))
 
     def _leave_recovery_to_others(self) -> None:
-        """Do not return by ourselves: somebody has asked for a transition, whatever it was."""
-        if self._recovery.pending:
-            self._recovery.stop()
-            self.get_logger().info('a transition was asked for: no more tries of our own')
+        """Do not return by ourselves once somebody asks for a transition, whichever it is."""
+        service = self._service_change_state
+        change_state = service.callback
+
+        def asked(request: Any, response: Any) -> Any:
+            if self._recovery.pending:
+                self._recovery.stop()
+                self.get_logger().info('a transition was asked for: no more tries of our own')
+            return change_state(request, response)
+
+        service.callback = asked
 
     # ---- the rest --------------------------------------------------------------------------------
 
