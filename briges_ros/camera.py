@@ -17,6 +17,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from briges_ros.errors import quoted
+
 FloatArray = npt.NDArray[np.float64]
 
 # Newton's method squares its error in each step. So after a step this small (in x/z) no other is
@@ -29,6 +31,10 @@ _MAX_NEWTON_STEPS = 30
 _POLYNOMIAL = ('plumb_bob', 'rational_polynomial')
 _NUMBERS_OF_COEFFICIENTS = (0, 4, 5, 8, 12, 14)
 _FISHEYE = 'equidistant'
+
+# What no camera has less of (pixels of focal length), or more of (anything in a calibration). What
+# is made of it would overflow, or be rays that are all alike.
+_SHORTEST, _LARGEST = 1e-2, 1e9
 
 # Off the axis, of a fisheye. What lies at 80 degrees is six times as far away as deep; beyond, a
 # depth along the optical axis says less and less, and at 90 degrees nothing.
@@ -80,6 +86,8 @@ class CameraModel:
         self._keep('D', _read_only(np.atleast_1d(np.asarray(self.D, dtype=np.float64)).ravel()))
         if self.P is not None:
             self._keep('P', _matrix(self.P, (3, 4), 'P'))
+            if not np.isfinite(self.P).all():
+                raise ValueError('P holds a value that is not finite; calibrate the camera')
         if self.rectified:
             if self.P is None:
                 raise ValueError(
@@ -98,8 +106,8 @@ class CameraModel:
         if self.model not in (*_POLYNOMIAL, _FISHEYE):
             known = ', '.join((*_POLYNOMIAL, _FISHEYE))
             raise ValueError(
-                f"distortion model '{self.model}' is not supported, only {known}; rectify the "
-                'image (image_proc) and use the rectified topic'
+                f'distortion model {quoted(self.model)} is not supported, only {known}; rectify '
+                'the image (image_proc) and use the rectified topic'
             )
         numbers = (0, 4) if self.model == _FISHEYE else _NUMBERS_OF_COEFFICIENTS
         if self.D.size not in numbers:
@@ -108,8 +116,11 @@ class CameraModel:
                 f'distortion coefficients, got {self.D.size}; calibrate with this model, or '
                 'rectify the image'
             )
-        if not np.isfinite(self.D).all():
-            raise ValueError('D holds a value that is not finite; calibrate the camera again')
+        if not (np.abs(self.D) <= _LARGEST).all():
+            raise ValueError(
+                'D holds a value that is not finite, or larger than any lens has; calibrate the '
+                'camera again'
+            )
         if self.D[8:].any():
             raise ValueError(
                 'D has coefficients of a thin prism or a tilted sensor (the 9th and further), '
@@ -528,4 +539,9 @@ def _check_intrinsics(matrix: FloatArray, name: str) -> None:
         raise ValueError(
             f'{name} must look like [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx and fy > 0, '
             f'got {matrix.tolist()}'
+        )
+    if min(matrix[0, 0], matrix[1, 1]) < _SHORTEST or np.abs(matrix).max() > _LARGEST:
+        raise ValueError(
+            f'{name} has fx, fy, cx, cy of {matrix[0, 0]:g}, {matrix[1, 1]:g}, {matrix[0, 2]:g}, '
+            f'{matrix[1, 2]:g} pixels, which no camera has; calibrate it'
         )

@@ -32,6 +32,7 @@ FloatArray = npt.NDArray[np.float64]
 _ROLL = math.radians(1.0)
 _PITCH = math.radians(3.0)
 _HEIGHT = 0.15  # share of the height
+_LEAST_HEIGHT = 1e-3  # m; the inverse of less overflows, and no camera is so low
 _FARTHEST_TILT = math.radians(12.0)  # that a plane may have and still be the ground
 
 _MAX_SAMPLES = 2000
@@ -84,9 +85,9 @@ def ground_of_base(T_base_camera: npt.NDArray[np.floating]) -> Ground:
         BrigesError: The camera is not above it.
     """
     down, height = -T_base_camera[2, :3], float(T_base_camera[2, 3])
-    if not height > 0:
+    if not height >= _LEAST_HEIGHT:
         raise BrigesError(
-            f'the camera lies {height:.2f} m over z = 0 of the base frame, which should be the '
+            f'the camera lies {height:g} m over z = 0 of the base frame, which should be the '
             'ground: take a base frame on the ground, such as base_footprint'
         )
     return Ground(np.asarray(down / height, np.float64))

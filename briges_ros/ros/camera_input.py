@@ -16,6 +16,7 @@ from briges_ros.ros.camera_view import CameraView, same_settings, view_of
 from briges_ros.ros.conversions import same_calibration
 from briges_ros.ros.endpoints import other_types, type_name
 from briges_ros.ros.image_encodings import compressed_to_rgb, image_to_rgb
+from briges_ros.ros.limits import check_limits
 from briges_ros.ros.parameters import Settings
 
 ImageMessage: TypeAlias = Image | CompressedImage
@@ -98,6 +99,7 @@ class CameraInput:
         Raises:
             MessageError: the image or the camera_info cannot be used, or do not belong together.
         """
+        check_limits(message)
         compressed = isinstance(message, CompressedImage)
         image = compressed_to_rgb(message) if compressed else image_to_rgb(message)
         view = self._view_of((image.shape[1], image.shape[0]), settings)

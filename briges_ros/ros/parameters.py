@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any, TypeAlias
 
 from briges_ros.alignment.anchors import RangeNoise
-from briges_ros.errors import BrigesError
+from briges_ros.errors import BrigesError, quoted
 from briges_ros.inference.engine import PRECISIONS
 
 Value: TypeAlias = bool | int | float | str | tuple[float, ...]
@@ -70,7 +70,7 @@ class Parameter:
     def complaint(self, value: Any) -> str:
         """Return why `value` cannot be had, or '' if it can."""
         if self.choices and value not in self.choices:
-            return f"'{self.name}' is '{value}': choose one of {', '.join(self.choices)}"
+            return f"'{self.name}' is {quoted(str(value))}: choose one of {', '.join(self.choices)}"
         numbers = (value or ()) if isinstance(self.default, tuple) else (value,)
         if isinstance(self.default, (float, tuple)) and not all(map(math.isfinite, numbers)):
             return f"'{self.name}' holds {value}: give finite numbers"
@@ -478,6 +478,8 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
 )
 
+_LEAST_NOISE = 1e-6  # m; with less, the weight of a measurement overflows
+
 _BANDS = (
     ('depth.min_range', 'depth.max_range'),
     ('obstacles.min_height', 'obstacles.max_height'),
@@ -613,10 +615,13 @@ def complaint(values: Mapping[str, Any]) -> str:
         if near is not None and far is not None and near >= far:
             return f"'{name}.min_range' {near} m is not below '{name}.max_range' {far} m"
         noise = values.get(f'{name}.noise')
-        if noise is not None and (len(noise) != 3 or noise[0] <= 0 or min(noise) < 0):
+        if noise is not None and not (
+            len(noise) == 3 and min(noise) >= 0 and noise[0] >= _LEAST_NOISE and max(noise) <= 1e3
+        ):
             return (
-                f"'{name}.noise' is {list(noise)}: give three numbers that are not negative, "
-                'floor (above zero), per_metre and per_metre2'
+                f"'{name}.noise' is {quoted(str(list(noise)))}: give three numbers that are not "
+                f'negative, nor over 1000: floor ({_LEAST_NOISE:g} m or more), per_metre and '
+                'per_metre2'
             )
     poses = ['sparse.extrinsics', *(f'sparse.{source}.extrinsics' for source in SOURCES)]
     return next(filter(None, (_pose_complaint(name, values.get(name)) for name in poses)), '')

@@ -17,6 +17,7 @@ from std_msgs.msg import Header
 
 from briges_ros.alignment.anchors import Anchors
 from briges_ros.camera import CameraModel, Undistortion
+from briges_ros.errors import quoted
 from briges_ros.ros.conversions import (
     MessageError,
     camera_from_info,
@@ -29,17 +30,19 @@ from briges_ros.ros.conversions import (
 )
 from briges_ros.ros.endpoints import other_types, type_name
 from briges_ros.ros.health import SourceReport
+from briges_ros.ros.limits import MAX_BYTES, bytes_of, check_limits
 from briges_ros.ros.parameters import Settings, SourceSettings
 from briges_ros.ros.throttle import ThrottledLog
 from briges_ros.ros.transforms import TransformError, Transforms
 
 T = TypeVar('T')
 
-_KEPT = 60  # messages per topic: a 30 Hz depth camera may run ahead of the network by 2 s
+_KEPT = 60  # messages of a sensor: a 30 Hz depth camera may run ahead of the network by 2 s
 _LOOP = 1.0  # s; stamps that go back by more mean that time began again
 _MAX_POINTS = 20_000  # of a depth image from another camera; more cost time and add nothing
 _MAX_SENSORS = 16  # on one topic, told apart by frame_id
 _STILL = 1e-3  # m, or radians: half a pixel for a VGA camera
+_NEAREST = 1e-3  # m; nothing measures less, or to less, and what is next to 0 has no inverse
 
 # What to do about measurements that are left out, by reason.
 _MENDS = {
@@ -50,9 +53,9 @@ _MENDS = {
     'too_near': "are nearer than the sensor can measure or '{parameters}.min_range' allows",
     'too_far': "are farther than the sensor can measure or '{parameters}.max_range' allows, or "
     'nothing was there',
-    'behind_camera': "are behind the camera: check that its frame '{frame}' and the extrinsics are "
+    'behind_camera': 'are behind the camera: check that its frame {frame} and the extrinsics are '
     'right, which may be upside down',
-    'outside_image': "are beside the image: check that its frame '{frame}' and the extrinsics are "
+    'outside_image': 'are beside the image: check that its frame {frame} and the extrinsics are '
     'right',
     'hidden': 'are hidden from the camera by others: check the extrinsics',
 }
@@ -66,6 +69,18 @@ class StampedBuffer(Generic[T]):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._entries: deque[tuple[float, T]] = deque(maxlen=_KEPT)
+
+    @property
+    def size(self) -> int:
+        """Bytes that the messages take."""
+        with self._lock:
+            return sum(bytes_of(message) for _, message in self._entries)
+
+    def drop_oldest(self) -> None:
+        """Forget the oldest message, if there is one."""
+        with self._lock:
+            if self._entries:
+                self._entries.popleft()
 
     def add(self, stamp: float, message: T) -> None:
         """Keep a message; a stamp far in the past of the last one empties the buffer first."""
@@ -114,8 +129,19 @@ class FrameContext:
         return stamp_seconds(self.header.stamp) != 0
 
 
+@dataclass(frozen=True)
+class _Refused:
+    """What is kept of a message that is too large to be kept."""
+
+    header: Header
+    why: str  # not the error, whose traceback holds the message
+
+
 class _Source:
-    """One topic: the messages of each of the sensors on it, told apart by frame_id."""
+    """One topic: the messages of each of the sensors on it, told apart by frame_id.
+
+    It keeps MAX_BYTES of them at most.
+    """
 
     def __init__(self, name: str, message_type: type, convert: _Convert) -> None:
         self.name = name
@@ -128,16 +154,26 @@ class _Source:
 
     def add(self, message: Any) -> None:
         # Those without a stamp have that of their arrival, which is another time line.
-        stamp = stamp_seconds(message.header.stamp)
+        stamp, frame_id = stamp_seconds(message.header.stamp), message.header.frame_id
         stamped = stamp != 0
         stamp = stamp or time.monotonic()
-        key = message.header.frame_id, stamped
+        try:
+            check_limits(message)
+        except MessageError as error:
+            frame_id = ''  # which may be what is too large
+            message = _Refused(Header(stamp=message.header.stamp), str(error))
+        key = frame_id, stamped
         with self._lock:
             buffer = self._sensors.pop(key, None) or StampedBuffer()
             self._sensors[key] = buffer  # the last to have sent comes last
             if len(self._sensors) > _MAX_SENSORS:
                 del self._sensors[next(iter(self._sensors))]
-        buffer.add(stamp, message)
+            buffer.add(stamp, message)
+            sizes = {name: each.size for name, each in self._sensors.items()}
+            while sum(sizes.values()) > MAX_BYTES:
+                largest = max(sizes, key=lambda name: sizes[name])
+                self._sensors[largest].drop_oldest()
+                sizes[largest] = self._sensors[largest].size
         self._latest[stamped] = stamp
 
     def latest(self, stamped: bool) -> float | None:
@@ -255,6 +291,8 @@ class SparseInputs:
             later = stamp_seconds(context.header.stamp) - stamp_seconds(message.header.stamp)
             delay = min(delay, later, key=abs)
             try:
+                if isinstance(message, _Refused):
+                    raise MessageError(message.why)
                 anchors = source.convert(message, context, settings)
             except (MessageError, TransformError) as error:
                 left_out['malformed' if isinstance(error, MessageError) else 'no_pose'] += 1
@@ -279,7 +317,7 @@ class SparseInputs:
         """Say why no measurement of a message is of use."""
         reason = max(dropped, key=lambda reason: dropped[reason])
         mend = _MENDS[reason].format(
-            parameters=f'sparse.{source.name}', frame=message.header.frame_id
+            parameters=f'sparse.{source.name}', frame=quoted(message.header.frame_id)
         )
         total = sum(dropped.values())
         note = (
@@ -322,7 +360,7 @@ class SparseInputs:
             context.camera,
             pose,
             settings.noise,
-            settings.min_range,
+            max(settings.min_range, _NEAREST),
             settings.max_range,
         )
 
@@ -336,7 +374,7 @@ class SparseInputs:
             context.camera,
             self._pose(message, context, settings),
             settings.noise,
-            max(scan.min_range, settings.min_range),
+            max(scan.min_range, settings.min_range, _NEAREST),
             min(scan.max_range, settings.max_range),
             self._motion_while_scanning(message, scan.duration, context, settings),
         )
@@ -350,8 +388,8 @@ class SparseInputs:
             reading.field_of_view,
             context.camera,
             self._pose(message, context, settings),
-            reading.sigma or settings.noise,
-            max(reading.min_range, settings.min_range),
+            settings.noise if reading.sigma is None else max(reading.sigma, _NEAREST),
+            max(reading.min_range, settings.min_range, _NEAREST),
             min(reading.max_range, settings.max_range),
         )
 
@@ -371,7 +409,11 @@ class SparseInputs:
             own = self._camera_of_depth(message, context)
             pose = self._pose(message, context, settings)
         pixels = Anchors.from_depth(
-            depth, _MAX_POINTS, settings.noise, settings.min_range, settings.max_range
+            depth,
+            _MAX_POINTS,
+            settings.noise,
+            max(settings.min_range, _NEAREST),
+            settings.max_range,
         )
         if registered and pose is None:
             return pixels
@@ -387,9 +429,9 @@ class SparseInputs:
         if info is None:
             raise MessageError(
                 f'it has {message.width} x {message.height} pixels in frame '
-                f"'{message.header.frame_id}', the image {context.camera.width} x "
-                f"{context.camera.height} in '{context.header.frame_id}', so it needs its own "
-                f"camera_info on '{self._info_topic}'"
+                f'{quoted(message.header.frame_id)}, the image {context.camera.width} x '
+                f'{context.camera.height} in {quoted(context.header.frame_id)}, so it needs its '
+                f"own camera_info on '{self._info_topic}'"
             )
         if (info.width, info.height) != (message.width, message.height):
             raise MessageError(

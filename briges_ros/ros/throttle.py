@@ -9,14 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 _NUMBERS = re.compile(r'[-+]?\d[\d.e+-]*')
-_MAX_KINDS = 256
+_MAX_KINDS = 64  # within a period
 
 
 class ThrottledLog:
     """Logs each kind of complaint at once, then at most once per period with the number left out.
 
-    Two texts that differ only in numbers are of one kind. The throttle of rclpy keys on the line
-    of code that logs, so one helper that logs for all topics would let one topic silence the rest.
+    Two texts that differ only in numbers are of one kind. A sender who makes up new kinds without
+    end gets so many lines in a period, and no more. The throttle of rclpy keys on the line of code
+    that logs, so one helper that logs for all topics would let one topic silence the rest.
 
     Args:
         logger: an rclpy logger.
@@ -61,6 +62,8 @@ class ThrottledLog:
                 self._last[kind] = (last, suppressed + 1)
                 return None
             if len(self._last) >= _MAX_KINDS:  # texts can carry names that a sender makes up
-                self._last.clear()
+                self._last = {k: v for k, v in self._last.items() if now - v[0] < self._period}
+                if len(self._last) >= _MAX_KINDS:
+                    return None
             self._last[kind] = (now, 0)
         return f' ({suppressed} more like this)' if suppressed else ''

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from rclpy.time import Time
 
-from briges_ros.errors import BrigesError
+from briges_ros.errors import BrigesError, quoted
 
 try:
     import tf2_ros
@@ -24,6 +24,9 @@ _PARAMETER_HINT = (
     "set the parameter 'sparse.extrinsics' (x, y, z, qx, qy, qz, qw of the sensor in the camera), "
     "or that of the source, as 'sparse.points.extrinsics'"
 )
+
+
+_FARTHEST = 1e9  # m, that a frame can be away
 
 
 class TransformError(BrigesError):
@@ -86,21 +89,21 @@ class Transforms:
             return matrix(extrinsics[:3], extrinsics[3:])
         if not sensor_frame or not camera_frame:
             raise TransformError(
-                f"its frame_id is '{sensor_frame}' and the image's is '{camera_frame}': have both "
-                f'drivers fill frame_id, or {_PARAMETER_HINT}'
+                f"its frame_id is {quoted(sensor_frame)} and the image's is "
+                f'{quoted(camera_frame)}: have both drivers fill frame_id, or {_PARAMETER_HINT}'
             )
         if self._buffer is None:
             raise TransformError(
-                f"its frame '{sensor_frame}' is not the image's frame '{camera_frame}', and "
-                f'without tf2_ros the pose cannot be looked up: install tf2_ros, or '
-                f'{_PARAMETER_HINT}'
+                f"its frame {quoted(sensor_frame)} is not the image's frame "
+                f'{quoted(camera_frame)}, and without tf2_ros the pose cannot be looked up: '
+                f'install tf2_ros, or {_PARAMETER_HINT}'
             )
         try:
             found = self._lookup(camera_frame, sensor_frame, Time.from_msg(stamp))
         except (tf2_ros.TransformException, ValueError) as error:  # ValueError: a negative stamp
             raise TransformError(
-                f"its frame '{sensor_frame}' has no transform to the image's frame "
-                f"'{camera_frame}' ({error}): publish it on /tf or /tf_static, or "
+                f"its frame {quoted(sensor_frame)} has no transform to the image's frame "
+                f'{quoted(camera_frame)} ({_why(error)}): publish it on /tf or /tf_static, or '
                 f'{_PARAMETER_HINT}'
             ) from error
         return _matrix_of(found.transform)
@@ -123,10 +126,10 @@ class Transforms:
             raise TransformError(f'without tf2_ros TF cannot be asked: install it, or {mend}')
         try:
             found = self._lookup(base_frame, camera_frame, Time.from_msg(stamp))
-        except tf2_ros.TransformException as error:
+        except (tf2_ros.TransformException, ValueError) as error:  # ValueError: a negative stamp
             raise TransformError(
-                f"TF does not know the image's frame '{camera_frame}' in 'base_frame' "
-                f"'{base_frame}' ({error}): publish it on /tf_static, or {mend}"
+                f"TF does not know the image's frame {quoted(camera_frame)} in 'base_frame' "
+                f'{quoted(base_frame)} ({_why(error)}): publish it on /tf_static, or {mend}'
             ) from error
         return _matrix_of(found.transform)
 
@@ -158,7 +161,8 @@ class Transforms:
             found = self._buffer.lookup_transform_full(frame, after, frame, before, fixed_frame)
         except tf2_ros.TransformException as error:
             raise TransformError(
-                f"TF has no motion of '{frame}' in the fixed frame '{fixed_frame}' ({error})"
+                f'TF has no motion of {quoted(frame)} in the fixed frame {quoted(fixed_frame)} '
+                f'({_why(error)})'
             ) from error
         return _matrix_of(found.transform)
 
@@ -171,9 +175,26 @@ class Transforms:
 
 
 def _matrix_of(transform: Any) -> np.ndarray:
-    """Return the (4, 4) float64 of a geometry_msgs/Transform."""
+    """Return the (4, 4) float64 of a geometry_msgs/Transform.
+
+    Raises:
+        TransformError: it is none.
+    """
     t, q = transform.translation, transform.rotation
+    values = np.array([t.x, t.y, t.z, q.x, q.y, q.z, q.w])
+    length = float(np.linalg.norm(values[3:]))
+    # TF takes any number for a translation, and the product of what it has may overflow.
+    if not (np.abs(values[:3]) <= _FARTHEST).all() or not abs(length - 1) < 1e-2:
+        raise TransformError(
+            f'TF has a translation of {t.x:g}, {t.y:g}, {t.z:g} m and a quaternion of length '
+            f'{length:g} there, which is no pose: mend what publishes it'
+        )
     return matrix((t.x, t.y, t.z), (q.x, q.y, q.z, q.w))
+
+
+def _why(error: Exception) -> str:
+    """What TF says, which names frames that come from messages."""
+    return quoted(str(error), 300)
 
 
 def matrix(translation: Sequence[float], quaternion: Sequence[float]) -> np.ndarray:

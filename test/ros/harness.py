@@ -301,13 +301,17 @@ class Tester:
         The first message of a topic may still be lost: the node may not have discovered the
         publisher that has discovered it.
         """
+        self.publish_bytes(topic, type(message), message)
+
+    def publish_bytes(self, topic: str, kind: type, content: Any) -> None:
+        """Publish as `publish`, bytes that stand for a serialised message of a type."""
         if topic not in self._publishers:
             self._publishers[topic] = self.spinning(
-                self.node.create_publisher, type(message), topic, QoSProfile(depth=10)
+                self.node.create_publisher, kind, topic, QoSProfile(depth=10)
             )
         publisher = self._publishers[topic]
         until(lambda: publisher.get_subscription_count() > 0, f'a subscriber of {topic}')
-        publisher.publish(message)
+        publisher.publish(content)
 
     def forget(self, topic: str) -> None:
         """Stop publishing a topic."""
