@@ -153,10 +153,8 @@ def resize_inverse_depth(relative: Image32, width: int, height: int) -> Image32:
 
 def settle_flying_pixels(
     relative: Image32,
-    depth: Image32,
     scale: float,
     shift: float,
-    max_range: float,
     measured: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None,
 ) -> npt.NDArray[np.intp]:
     """Give the pixels that fly between an object and its background the place of one of them.
@@ -168,18 +166,18 @@ def settle_flying_pixels(
     stay as they are.
 
     Args:
-        relative: (H, W) float32 inverse depth, 1/z = scale * relative + shift; changed in place.
-        depth: (H, W) float32 metres of it. Pixels beside NaN stay.
-        scale, shift, max_range: see `depth_from_inverse`.
+        relative: (H, W) float32 inverse depth, 1/z = scale * relative + shift; changed in place,
+            but not beside values that are not finite.
+        scale, shift: see `depth_from_inverse`.
         measured: (u, v), (N,) each, pixels of the image whose depth was measured: these and those
             beside them stay.
 
     Returns:
-        (M,) indices into the flattened image of what was moved; its metres are those of before.
+        (M,) indices into the flattened image of what was moved.
     """
     size = math.sqrt(relative.size)
     widest, *_ = widths = [_odd(part * size) for part in FLANKS]
-    beside = np.isnan(depth)
+    beside = ~np.isfinite(relative)
     if beside.any():
         beside = cv2.dilate(beside.view(np.uint8), _window(widest)).view(np.bool_)
     stay = beside
@@ -187,7 +185,7 @@ def settle_flying_pixels(
         stay = stay | _around(*measured, _odd(2 * MEASURED * size), relative.shape)
     moved = np.zeros(relative.shape, np.bool_)
     for width in widths:
-        index, values = _on_flanks(relative, width, scale, shift, max_range)
+        index, values = _on_flanks(relative, width, -shift / scale)
         here = ~stay.ravel()[index]
         moved.ravel()[index[here]] = True
         relative.ravel()[index[here]] = values[here]
@@ -197,22 +195,26 @@ def settle_flying_pixels(
 
 
 def _on_flanks(
-    relative: Image32, width: int, scale: float, shift: float, max_range: float
+    relative: Image32, width: int, infinity: float
 ) -> tuple[npt.NDArray[np.intp], Image32]:
-    """Find the pixels on flanks of a width: (N,) indices, and (N,) what is closer to each."""
-    # What is this near to zero is out of range, and so are all differences there.
-    zero, beyond = -shift / scale, (1.0 / max_range - shift) / scale
+    """Find the pixels on flanks of a width: (N,) indices, and (N,) what is closer to each.
+
+    Args:
+        relative: (H, W) float32 inverse depth.
+        width: Pixels, odd.
+        infinity: Relative inverse depth of what is infinitely far.
+    """
     nearest, least = _extremes(relative, width)
     # The surroundings, three times as wide: every fourth pixel will do.
     window = _window(_odd(width / 2))
     high, low = cv2.dilate(nearest[::4, ::4], window), cv2.erode(least[::4, ::4], window)
-    enough = (FLANK_RATIO - 1.0) * (np.maximum(low, beyond) - zero)
+    enough = (FLANK_RATIO - 1.0) * np.maximum(low - infinity, 0.0)
     enough = np.maximum(FLANK_PART * (high - low), enough).astype(np.float32)
     size = relative.shape[::-1]
     enough = np.asarray(cv2.resize(enough, size, interpolation=cv2.INTER_NEAREST))
     index = np.flatnonzero(np.subtract(nearest, least) > enough)
     near, far = nearest.ravel()[index], least.ravel()[index]
-    apart = near - zero > FLANK_RATIO * (np.maximum(far, beyond) - zero)
+    apart = near - infinity > FLANK_RATIO * np.maximum(far - infinity, 0.0)
     index, near, far = index[apart], near[apart], far[apart]
     values = relative.ravel()[index]
     above, below = (x.ravel()[index] for x in _extremes(relative, _odd(0.45 * width)))

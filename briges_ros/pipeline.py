@@ -290,9 +290,13 @@ class DepthPipeline:
         line = scale.scale, scale.shift
         measured = None if anchors is None else (anchors.u, anchors.v)
         relative = alignment.relative
-        moved = settle_flying_pixels(relative, depth, *line, self.max_range, measured)
+        moved = settle_flying_pixels(relative, *line, measured)
         before = depth.ravel()[moved]
         after = depth_from_inverse(relative.ravel()[moved], *line, self.min_range, self.max_range)
+        low, high = scale.relative_range
+        if np.isfinite(low):
+            values = relative.ravel()[moved]
+            after[(values < low) | (values > high)] = np.nan
         depth.ravel()[moved] = after
         # It may belong to the other side, or to neither.
         with np.errstate(invalid='ignore'):

@@ -249,11 +249,10 @@ def test_a_flat_image_has_one_colour(value):
 # Flying pixels
 
 
-def settled(inverse, measured=None, max_range=100.0):
+def settled(inverse, measured=None):
     """Inverse metric depth after `settle_flying_pixels`, and where it was changed."""
     relative = inverse.astype(np.float32)
-    depth = depth_from_inverse(relative, 1.0, 0.0, 0.1, max_range)
-    index = settle_flying_pixels(relative, depth, 1.0, 0.0, max_range, measured)
+    index = settle_flying_pixels(relative, 1.0, 0.0, measured)
     moved = np.zeros(relative.size, np.bool_)
     moved[index] = True
     return relative, moved.reshape(relative.shape)
@@ -339,7 +338,7 @@ def test_what_is_beside_the_unknown_stays():
 def test_nothing_hangs_before_the_sky():
     """Between an object at 2 m and what is beyond range, there is nothing at 30 m."""
     blurred = blurred_step(near=0.5, far=-0.05)  # the network has the sky behind infinity
-    result, _ = settled(blurred, max_range=50.0)
+    result, _ = settled(blurred)
     depth = depth_from_inverse(result, 1.0, 0.0, 0.1, 50.0)
     assert ((depth > 3) & (depth < 50)).sum() < 0.05 * (
         (1 / blurred > 3) & (1 / blurred < 50)
