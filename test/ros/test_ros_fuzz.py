@@ -110,7 +110,8 @@ class Node:
     """
 
     def __init__(self, **parameters: Any) -> None:
-        self.node = DepthNode()
+        # Not /depth, whose topics other tests in this process may look for.
+        self.node = DepthNode(namespace='fuzz')
         self.set(token_budget=12, base_frame='base', camera__height=1.0, **parameters)
         self.set(sparse__extrinsics=FORWARD)
         self.log = Log()
@@ -123,7 +124,9 @@ class Node:
         self.inputs = self.node._inputs
         self.inputs.worker.stop()
         self.inputs.worker = SimpleNamespace(put=self.inputs.process, stop=lambda: None)
-        self.callbacks = {sub.topic_name: sub.callback for sub in self.node.subscriptions}
+        self.callbacks = {
+            sub.topic_name.removeprefix('/fuzz'): sub.callback for sub in self.node.subscriptions
+        }
         self.good = {topic: message for topic, message in GOOD.items() if topic in self.callbacks}
         self.image = list(self.good)[-1]
         self._moments = itertools.count(100)
@@ -437,7 +440,9 @@ def test_what_a_topic_keeps_is_bounded(node: Node, monkeypatch: pytest.MonkeyPat
         pixels = np.ones((40, 40), np.float32)
         message = image_message(pixels, 50 + number / 30, '32FC1', f'sensor {number % 3}')
         node.callbacks['/sparse/depth'](message)
-    sensors = [buffer for name, buffer in source._sensors.items() if name.startswith('sensor ')]
+    sensors = [
+        buffer for (name, _), buffer in source._sensors.items() if name.startswith('sensor ')
+    ]
     kept = [message for sensor in sensors for _, message in sensor._entries]
     assert sum(len(message.data) for message in kept) <= 100_000
     assert len(kept) == 100_000 // 6400
