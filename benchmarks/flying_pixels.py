@@ -1,8 +1,10 @@
 """Pixels that hang between surfaces, and what it costs to be rid of them.
 
-On RGB-D frames with their truth. Twice: the network's own output, and the truth itself made as
-small as that, which shows what is done to edges that no network has blurred. Each is brought to the
-size of the image by bilinear interpolation, and as the package does it.
+On RGB-D frames with their truth. First the enlarging of what a network gives, by bilinear
+interpolation and as the package does it: of the network's own output, and of the truth itself made
+as small as that, which shows what is done to edges that no network has blurred. Then the depth that
+is published, from 200 anchors, without the last step (`settle_flying_pixels`) and with it; and from
+nine tenths of a LiDAR, scored on the last.
 
 A pixel near a depth edge hangs when its inverse depth lies well between the least and the greatest
 of the surroundings (0.2 to 0.8 of the way). A pixel of the reduced truth hangs when no measurement
@@ -17,8 +19,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,19 +30,24 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from briges_ros.depth_image import resize_inverse_depth
+from briges_ros import Anchors, DepthPipeline
+from briges_ros.alignment.tracker import ScaleState
+from briges_ros.cli.demo_data import load_drive
+from briges_ros.depth_image import resize_inverse_depth, settle_flying_pixels
 from briges_ros.evaluation.borders import band_radius, border_metrics, depth_borders, near
-from briges_ros.evaluation.frames import SingleFrames
+from briges_ros.evaluation.frames import SingleFrame, SingleFrames
 from briges_ros.evaluation.metrics import affine_invariant_depth, depth_metrics
 from briges_ros.inference.bundle import ModelBundle
 from briges_ros.inference.preprocess import prepare, to_inverse_depth
 from briges_ros.inference.selfcheck import open_checked_engine
+from briges_ros.training.datasets import KITTI_TRAINING_FRAMES
 
 Image32 = NDArray[np.float32]
 Resize = Callable[[Image32, int, int], Image32]
 
 RANGE_M = (1e-3, 10.0)
 RUNS = 40
+ANCHORS = 200
 
 
 def bilinear(inverse: Image32, width: int, height: int) -> Image32:
@@ -84,6 +92,132 @@ def cost(inverse: Image32) -> dict[str, float]:
     return {name: min(values) for name, values in times.items()}
 
 
+def resized(bundle: ModelBundle, data: Path) -> dict[str, Any]:
+    """What enlarging does to edges: of the network's output, and of the truth made as small."""
+    engine, _ = open_checked_engine(bundle, 'auto', 'auto', 1)
+    columns = ('hanging', 'band AbsRel', 'wide F1', 'AbsRel', 'invented', 'invented, blurred')
+    scores: dict[str, list[list[float]]] = {name: [] for name in METHODS}
+    for frame, truth in rgbd(data):
+        height, width = truth.shape
+        output = to_inverse_depth(engine.infer(*prepare(frame.image, bundle)), bundle)
+        known = np.isfinite(truth)
+        true_inverse = cv2.medianBlur(np.where(known, 1.0 / truth, 0).astype(np.float32), 5)
+        smooth_truth = np.where(true_inverse > 0, 1.0 / true_inverse, np.nan).astype(np.float32)
+        step = round(width / output.shape[1])
+        small = np.ascontiguousarray(true_inverse[::step, ::step])
+        blurred = cv2.GaussianBlur(small, (0, 0), 1.2)
+        for name, resize in METHODS.items():
+            depth = affine_invariant_depth(resize(output, width, height), truth, *RANGE_M)
+            scores[name].append(
+                [
+                    *edges(depth.astype(np.float32), truth),
+                    *(
+                        invented(resize(image, width, height), smooth_truth)
+                        for image in (small, blurred)
+                    ),
+                ]
+            )
+    milliseconds = cost(output)
+    return {
+        name: dict(zip(columns, np.nanmean(values, axis=0).tolist(), strict=True))
+        | {'ms, best': milliseconds[name]}
+        for name, values in scores.items()
+    }
+
+
+class Unsettled(DepthPipeline):
+    """What the depth is without the last step."""
+
+    def _settle(self, *_: Any) -> None:
+        pass
+
+
+PIPELINES: dict[str, type[DepthPipeline]] = {'as it is fitted': Unsettled, 'settled': DepthPipeline}
+
+
+def published(model: str, data: Path) -> dict[str, Any]:
+    """What goes out: with 200 anchors, and with nine tenths of a LiDAR."""
+    columns = ('hanging', 'band AbsRel', 'wide F1', 'AbsRel', 'delta1', 'NaN')
+    results: dict[str, Any] = {}
+    drive = load_drive(data / 'kitti_drive')
+    for name, kind in PIPELINES.items():
+        pipeline = kind.load(model, threads=1)
+        scores = []
+        for number, (frame, truth) in enumerate(rgbd(data)):
+            v, u = np.nonzero(np.isfinite(frame.depth))
+            chosen = np.random.default_rng(number).choice(len(u), ANCHORS, replace=False)
+            z = frame.depth[v[chosen], u[chosen]]
+            anchors = Anchors(u[chosen], v[chosen], z, 0.02 + 0.005 * z)
+            result = pipeline(frame.image, frame.camera, anchors)
+            if result.scale.state is ScaleState.METRIC:
+                metrics = depth_metrics(result.depth, truth)
+                unknown = float(np.isnan(result.depth).mean())
+                scores.append([*edges(result.depth, truth), metrics.delta1, unknown])
+        lidar = []
+        for moment in track(drive.frames[KITTI_TRAINING_FRAMES:], f'drive, {name}'):
+            anchors = Anchors.from_points(moment.points, drive.camera, drive.T_camera_sensor)
+            at = np.rint(moment.truth.v).astype(int), np.rint(moment.truth.u).astype(int)
+            metrics = depth_metrics(
+                pipeline(moment.image, drive.camera, anchors).depth[at], moment.truth.depth
+            )
+            lidar.append([metrics.abs_rel, metrics.delta1])
+        means = np.nanmean(scores, axis=0).tolist()
+        abs_rel, delta1 = np.nanmean(lidar, axis=0).tolist()
+        results[name] = dict(zip(columns, means, strict=True))
+        results[name] |= {'LiDAR AbsRel': abs_rel, 'LiDAR delta1': delta1}
+    results['settled']['ms, best'] = settling_cost()
+    return results
+
+
+def settling_cost() -> float:
+    """Best milliseconds for a 640 x 480 image with edges everywhere."""
+    rng = np.random.default_rng(0)
+    boxes = np.kron(rng.uniform(0.1, 1.0, (6, 8)), np.ones((80, 80))).astype(np.float32)
+    scene = cv2.GaussianBlur(boxes, (0, 0), 5)
+    times = []
+    for _ in range(RUNS):
+        relative = scene.copy()
+        start = time.perf_counter()
+        settle_flying_pixels(relative, 1.0, 0.0)
+        times.append((time.perf_counter() - start) * 1e3)
+    return min(times)
+
+
+def rgbd(data: Path) -> Iterator[tuple[SingleFrame, Image32]]:
+    """The RGB-D frames, and their depth as far as it counts."""
+    frames = SingleFrames(data / 'frames')
+    for index in track(range(len(frames)), 'frames'):
+        frame = frames[index]
+        if frame.kind == 'rgbd':
+            counts = (frame.depth > RANGE_M[0]) & (frame.depth < RANGE_M[1])
+            yield frame, np.where(counts, frame.depth, np.nan).astype(np.float32)
+
+
+def edges(depth: Image32, truth: Image32) -> list[float]:
+    """Hanging, error beside the borders, F1 of the borders, and error everywhere."""
+    border = border_metrics(depth, truth)
+    return [
+        hanging(depth, truth),
+        border.abs_rel,
+        border.wide_f1,
+        depth_metrics(depth, truth).abs_rel,
+    ]
+
+
+def show(title: str, rows: dict[str, Any]) -> None:
+    """Print rows, and the last as a ratio to the first."""
+    first, *_, last = rows.values()
+    table = Table(title=title)
+    for column in ('', *last):
+        table.add_column(column)
+    for name, row in rows.items():
+        cells = (f'{row[c]:.4f}' if c in row else '' for c in last)
+        table.add_row(name, *cells)
+    ratios = (f'{last[c] / first[c]:.2f} x' if first.get(c) else '' for c in last)
+    table.add_row('ratio', *ratios)
+    Console(width=140).print(table)
+
+
 def main() -> None:
     """Measure, print and, if asked, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -91,57 +225,16 @@ def main() -> None:
     parser.add_argument('--data', type=Path, default=Path('../shared/data'))
     parser.add_argument('--output', type=Path, help='JSON file to write')
     options = parser.parse_args()
-    bundle = ModelBundle.load(options.model)
-    engine, _ = open_checked_engine(bundle, 'auto', 'auto', 1)
-    frames = SingleFrames(options.data / 'frames')
-    columns = ('hanging', 'band AbsRel', 'wide F1', 'AbsRel', 'invented', 'invented, blurred')
-    scores: dict[str, list[list[float]]] = {name: [] for name in METHODS}
     cv2.setNumThreads(1)
-    for index in track(range(len(frames)), 'frames'):
-        frame = frames[index]
-        if frame.kind != 'rgbd':
-            continue
-        counts = (frame.depth > RANGE_M[0]) & (frame.depth < RANGE_M[1])
-        truth = np.where(counts, frame.depth, np.nan).astype(np.float32)
-        height, width = truth.shape
-        output = to_inverse_depth(engine.infer(*prepare(frame.image, bundle)), bundle)
-        true_inverse = cv2.medianBlur(np.where(counts, 1.0 / frame.depth, 0).astype(np.float32), 5)
-        smooth_truth = np.where(true_inverse > 0, 1.0 / true_inverse, np.nan).astype(np.float32)
-        step = round(width / output.shape[1])
-        small = np.ascontiguousarray(true_inverse[::step, ::step])
-        blurred = cv2.GaussianBlur(small, (0, 0), 1.2)
-        for name, resize in METHODS.items():
-            inverse = resize(output, width, height)
-            depth = affine_invariant_depth(inverse, truth, *RANGE_M).astype(np.float32)
-            border = border_metrics(depth, truth)
-            scores[name].append(
-                [
-                    hanging(depth, truth),
-                    border.abs_rel,
-                    border.wide_f1,
-                    depth_metrics(depth, truth).abs_rel,
-                    *(
-                        invented(resize(image, width, height), smooth_truth)
-                        for image in (small, blurred)
-                    ),
-                ]
-            )
-    means = {name: np.nanmean(values, axis=0) for name, values in scores.items()}
-    milliseconds = cost(output)
-    table = Table(title=f'{bundle.name}, {len(scores["bilinear"])} RGB-D frames')
-    for title in ('', *columns, 'ms, best'):
-        table.add_column(title)
-    for name, values in means.items():
-        table.add_row(name, *(f'{value:.4f}' for value in values), f'{milliseconds[name]:.2f}')
-    ratios = means['briges_ros'] / means['bilinear']
-    table.add_row('ratio', *(f'{ratio:.2f} x' for ratio in ratios))
-    Console(width=120).print(table)
+    bundle = ModelBundle.load(options.model)
+    results = {
+        'enlarged': resized(bundle, options.data),
+        'published': published(options.model, options.data),
+    }
+    show(f'{bundle.name}: the network, enlarged to the image', results['enlarged'])
+    show(f'{bundle.name}: depth from {ANCHORS} anchors, and from a LiDAR', results['published'])
     if options.output:
-        result = {
-            name: {**dict(zip(columns, map(float, values), strict=True)), 'ms': milliseconds[name]}
-            for name, values in means.items()
-        }
-        options.output.write_text(json.dumps(result, indent=2) + '\n')
+        options.output.write_text(json.dumps(results, indent=2) + '\n')
 
 
 if __name__ == '__main__':
