@@ -17,10 +17,19 @@ from briges_ros.depth_image import colorize, to_millimetres
 from briges_ros.errors import BrigesError
 from briges_ros.obstacles import Ground, fit_ground, ground_of_base, obstacle_mask
 from briges_ros.pipeline import DepthFrame
-from briges_ros.point_cloud import clearing_points, organised_points, pack_points, voxel_filter
+from briges_ros.point_cloud import (
+    XYZ_STEP,
+    XYZRGB_STEP,
+    clearing_points,
+    organised_points,
+    pack_depth,
+    pack_points,
+    voxel_filter,
+)
 from briges_ros.ros.conversions import (
     array_to_image,
     info_for,
+    packed_of,
     packed_to_cloud,
     scan_message,
     stamp_seconds,
@@ -88,6 +97,8 @@ class Outputs:
         self._log = log
         self._status_type = status_type()
         self._ground: Ground | None = None  # of the last frame
+        # Filled again with each frame: 4.9 MB of new memory would cost more than what goes into it.
+        self._cloud: PointCloud2 | None = None
         qos = QoSProfile(
             depth=_DEPTH,
             reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
@@ -158,7 +169,8 @@ class Outputs:
         if INFO in wanted:
             self._publishers[INFO].publish(info_for(source.info, header))
         if POINTS in wanted:
-            self._publishers[POINTS].publish(_points(frame, header, settings))
+            make = self._organised if settings.points_kind == 'organised' else _sparse
+            self._publishers[POINTS].publish(make(frame, header, settings))
         if CLEARING in wanted:
             self._publishers[CLEARING].publish(_clearing(frame, header, settings))
         if source.T_base_camera is not None and wanted & OVER_GROUND:
@@ -178,6 +190,22 @@ class Outputs:
             status.total_ms = health.total_ms
             status.image_age_ms = health.image_age_ms
             self._publishers[STATUS].publish(status)
+
+    def _organised(self, frame: DepthFrame, header: Header, settings: Settings) -> PointCloud2:
+        """Return the cloud of all pixels. The next call fills the same message again."""
+        assert frame.camera is not None
+        stride = settings.points_stride
+        height, width = frame.depth[::stride, ::stride].shape
+        colors = frame.image if settings.points_fields == 'xyzrgb' else None
+        shape = height, width, XYZ_STEP if colors is None else XYZRGB_STEP
+        cloud = self._cloud
+        if cloud is None or (cloud.height, cloud.width, cloud.point_step) != shape:
+            cloud = packed_to_cloud(np.zeros(shape, np.uint8), header, is_dense=False)
+            self._cloud = cloud
+        max_range = settings.points_max_range or math.inf
+        pack_depth(frame.depth, frame.camera, colors, stride, max_range, out=packed_of(cloud))
+        cloud.header = header
+        return cloud
 
     def _publish_over_ground(
         self,
@@ -262,17 +290,15 @@ class Outputs:
         return (self._node.get_clock().now().nanoseconds * 1e-9 - stamp) * 1e3
 
 
-def _points(frame: DepthFrame, header: Header, settings: Settings) -> PointCloud2:
-    """Return the cloud of all that is seen."""
+def _sparse(frame: DepthFrame, header: Header, settings: Settings) -> PointCloud2:
+    """Return the cloud of one point for each voxel."""
     assert frame.camera is not None
     stride = settings.points_stride
     max_range = settings.points_max_range or math.inf
     points = organised_points(frame.depth, frame.camera, stride, max_range)
     colors = frame.image[::stride, ::stride] if settings.points_fields == 'xyzrgb' else None
-    sparse = settings.points_kind == 'voxel'
-    if sparse:
-        points, colors = _voxels(points, colors, settings.points_voxel_size)
-    return packed_to_cloud(pack_points(points, colors), header, is_dense=sparse)
+    points, colors = _voxels(points, colors, settings.points_voxel_size)
+    return packed_to_cloud(pack_points(points, colors), header, is_dense=True)
 
 
 def _clearing(frame: DepthFrame, header: Header, settings: Settings) -> PointCloud2:

@@ -14,6 +14,7 @@ from briges_ros.camera import CameraModel
 from briges_ros.point_cloud import (
     clearing_points,
     organised_points,
+    pack_depth,
     pack_points,
     voxel_filter,
     write_ply,
@@ -126,6 +127,27 @@ def test_without_colours_a_point_is_its_coordinates():
     packed = pack_points(points)
     assert packed.shape == (HEIGHT // 2, WIDTH, 12)
     np.testing.assert_array_equal(packed.view('<f4'), points)
+
+
+@pytest.mark.parametrize('camera', [PINHOLE, BARREL])
+@pytest.mark.parametrize('image', [None, some_image()])
+@pytest.mark.parametrize(('stride', 'max_range'), [(1, 8.0), (5, np.inf)])
+def test_depth_is_packed_as_its_points_are(camera, image, stride, max_range):
+    depth = some_depth()
+    depth[4:9] = np.nan
+    points = organised_points(depth, camera, stride, max_range)
+    expected = pack_points(points, None if image is None else image[::stride, ::stride])
+    np.testing.assert_array_equal(pack_depth(depth, camera, image, stride, max_range), expected)
+    memory = np.full(expected.shape, 7, np.uint8)
+    pack_depth(depth, camera, image, stride, max_range, out=memory)
+    np.testing.assert_array_equal(memory, expected)
+
+
+def test_depth_is_packed_only_into_what_it_fits():
+    with pytest.raises(ValueError, match='does not fit into'):
+        pack_depth(some_depth(), PINHOLE, out=np.empty((HEIGHT, WIDTH, 16), np.uint8))
+    with pytest.raises(ValueError, match='same pixels'):
+        pack_depth(some_depth(), PINHOLE, some_image()[1:])
 
 
 def test_a_cloud_may_be_empty():
