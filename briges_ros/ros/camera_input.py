@@ -13,6 +13,7 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from briges_ros.ros.camera_view import CameraView, same_settings, view_of
+from briges_ros.ros.compat import NO_SUBSCRIPTION_EVENTS
 from briges_ros.ros.conversions import same_calibration
 from briges_ros.ros.endpoints import other_types, type_name
 from briges_ros.ros.image_encodings import compressed_to_rgb, image_to_rgb
@@ -63,11 +64,16 @@ class CameraInput:
         image_topic = node.resolve_topic_name('image') + ('/compressed' if compressed else '')
         self._subscriptions = [
             node.create_subscription(
-                CameraInfo, 'camera_info', self._receive_info, qos_profile_sensor_data
-            ),
-            node.create_subscription(
-                self._image_type, image_topic, self._receive_image, qos_profile_sensor_data
-            ),
+                message_type,
+                topic,
+                receive,
+                qos_profile_sensor_data,
+                event_callbacks=NO_SUBSCRIPTION_EVENTS,
+            )
+            for message_type, topic, receive in (
+                (CameraInfo, 'camera_info', self._receive_info),
+                (self._image_type, image_topic, self._receive_image),
+            )
         ]
         info, image = self._subscriptions
         self.topics = CameraTopics(image=image.topic_name, camera_info=info.topic_name)

@@ -17,3 +17,9 @@ def _first(name: str, *modules: str) -> Any:
 
 
 ClockType = _first('ClockType', 'rclpy.clock_type', 'rclpy.clock')
+
+# What DDS tells of other ends that do not fit is not asked for: `endpoints` finds it, with a mend.
+# Each kind on each topic would be one more thing for the executor to look at whenever it wakes.
+_EVENTS = 'rclpy.event_handler', 'rclpy.qos_event'
+NO_PUBLISHER_EVENTS = _first('PublisherEventCallbacks', *_EVENTS)(use_default_callbacks=False)
+NO_SUBSCRIPTION_EVENTS = _first('SubscriptionEventCallbacks', *_EVENTS)(use_default_callbacks=False)

@@ -26,6 +26,7 @@ from briges_ros.point_cloud import (
     pack_points,
     voxel_filter,
 )
+from briges_ros.ros.compat import NO_PUBLISHER_EVENTS
 from briges_ros.ros.conversions import (
     array_to_image,
     info_for,
@@ -104,7 +105,9 @@ class Outputs:
             reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
         )
         self._publishers = {
-            name: node.create_lifecycle_publisher(message_type, name, qos)
+            name: node.create_lifecycle_publisher(
+                message_type, name, qos, event_callbacks=NO_PUBLISHER_EVENTS
+            )
             for name, message_type in (
                 (IMAGE, Image),
                 (INFO, CameraInfo),

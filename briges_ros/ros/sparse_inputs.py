@@ -18,6 +18,7 @@ from std_msgs.msg import Header
 from briges_ros.alignment.anchors import Anchors
 from briges_ros.camera import CameraModel, Undistortion
 from briges_ros.errors import quoted
+from briges_ros.ros.compat import NO_SUBSCRIPTION_EVENTS
 from briges_ros.ros.conversions import (
     MessageError,
     camera_from_info,
@@ -226,7 +227,11 @@ class SparseInputs:
 
     def _subscribe(self, message_type: type, name: str, callback: Callable[[Any], None]) -> str:
         subscription = self._node.create_subscription(
-            message_type, f'sparse/{name}', callback, qos_profile_sensor_data
+            message_type,
+            f'sparse/{name}',
+            callback,
+            qos_profile_sensor_data,
+            event_callbacks=NO_SUBSCRIPTION_EVENTS,
         )
         self._subscriptions.append(subscription)
         return str(subscription.topic_name)

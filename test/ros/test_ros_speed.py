@@ -20,11 +20,14 @@ from sensor_msgs.msg import PointCloud2
 from briges_ros.alignment.tracker import ScaleTracker
 from briges_ros.camera import CameraModel
 from briges_ros.pipeline import DepthFrame
+from briges_ros.ros.camera_input import CameraInput
 from briges_ros.ros.conversions import info_of
 from briges_ros.ros.health import Counters, Health
 from briges_ros.ros.outputs import IMAGE, INFO, POINTS, Outputs, Source
 from briges_ros.ros.parameters import PARAMETERS, Settings
+from briges_ros.ros.sparse_inputs import SparseInputs
 from briges_ros.ros.throttle import ThrottledLog
+from briges_ros.ros.transforms import Transforms
 
 WIDTH, HEIGHT = 640, 480
 CAMERA = CameraModel(WIDTH, HEIGHT, [[500.0, 0, 319.5], [0, 500, 239.5], [0, 0, 1]])
@@ -84,6 +87,19 @@ def test_nothing_is_handed_to_a_field_that_copies_it(
     publishing.publish(some_frame(0), 2.0, points__fields='xyz', depth__encoding='16UC1')
     assert copied  # the fields, made empty
     assert not any(copied)
+
+
+def test_the_executor_has_no_events_to_look_at(ros: None) -> None:
+    """It goes through all of them whenever it wakes, which is three times a frame."""
+    node = LifecycleNode('eventless', namespace='speed')
+    without = len(list(node.waitables))
+    outputs = Outputs(node, True, ThrottledLog(node.get_logger()))
+    camera = CameraInput(node, lambda: Settings.of(DEFAULTS), lambda _: None)
+    sparse = SparseInputs(node, Transforms(node), ThrottledLog(node.get_logger()))
+    assert len(list(node.waitables)) == without
+    for part in (outputs, camera, sparse):
+        part.close()
+    node.destroy_node()
 
 
 def test_a_frame_takes_little_new_memory(publishing: Publishing) -> None:
