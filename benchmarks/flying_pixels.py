@@ -61,10 +61,12 @@ METHODS: dict[str, Resize] = {'bilinear': bilinear, 'briges_ros': resize_inverse
 def hanging(depth: Image32, truth: Image32) -> float:
     """Part of the pixels near the true depth edges that lie between the two sides."""
     radius = band_radius(*truth.shape)
-    inverse = 1.0 / depth
+    known = np.isfinite(depth) & (depth > RANGE_M[0])
+    inverse = (1.0 / np.where(known, depth, 1.0)).astype(np.float32)
     window = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
-    greatest, least = cv2.dilate(inverse, window), cv2.erode(inverse, window)
-    edge = near(depth_borders(truth, 1.1), radius) & (greatest > 1.15 * least)
+    greatest = cv2.dilate(np.where(known, inverse, np.float32(-1e6)), window)
+    least = cv2.erode(np.where(known, inverse, np.float32(1e6)), window)
+    edge = near(depth_borders(truth, 1.1), radius) & (greatest > 1.15 * least) & known
     part = ((inverse - least)[edge]) / (greatest - least)[edge]
     return float(((part > 0.2) & (part < 0.8)).mean())
 

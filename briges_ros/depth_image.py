@@ -36,6 +36,9 @@ FLANK_SLOPE = 0.12
 # What is closer to a measurement than this part of the image's size is where it belongs.
 MEASURED = 0.0073
 
+# What would have to be moved so many times nearer or farther may as well belong to the other side.
+FARTHEST_MOVE = 1.25
+
 _BEYOND_RANGE_GREY = 48
 
 
@@ -156,7 +159,7 @@ def settle_flying_pixels(
     scale: float,
     shift: float,
     measured: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None,
-) -> npt.NDArray[np.intp]:
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
     """Give the pixels that fly between an object and its background the place of one of them.
 
     Networks blur depth edges, and a blurred edge is a curtain of points on which nothing is. A
@@ -173,10 +176,12 @@ def settle_flying_pixels(
             beside them stay.
 
     Returns:
-        (M,) indices into the flattened image of what was moved.
+        (M,) indices into the flattened image of what was moved; and (M,) whether that was so far,
+        by more than a quarter, that its depth is better held to be unknown.
     """
     size = math.sqrt(relative.size)
     widest, *_ = widths = [_odd(part * size) for part in FLANKS]
+    before = relative.copy()
     beside = ~np.isfinite(relative)
     if beside.any():
         beside = cv2.dilate(beside.view(np.uint8), _window(widest)).view(np.bool_)
@@ -191,7 +196,10 @@ def settle_flying_pixels(
         relative.ravel()[index[here]] = values[here]
         # The narrow ones are what refinement leaves, also between what was measured.
         stay = beside
-    return np.flatnonzero(moved)
+    index = np.flatnonzero(moved)
+    was, now = (scale * x.ravel()[index] + shift for x in (before, relative))
+    far_off = (now > FARTHEST_MOVE * was) | (was > FARTHEST_MOVE * now)
+    return index, far_off & (np.maximum(was, now) > 0)
 
 
 def _on_flanks(

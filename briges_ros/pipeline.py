@@ -283,22 +283,20 @@ class DepthPipeline:
         sigma: NDArray[np.float32],
         anchors: Anchors | None,
     ) -> None:
-        """Move what flies between surfaces to one of them, in all three maps of a frame."""
+        """Move what flies between surfaces to one of them; where that is far, it is unknown."""
         scale = alignment.scale
         if scale.state is ScaleState.RELATIVE:
             return
         line = scale.scale, scale.shift
         measured = None if anchors is None else (anchors.u, anchors.v)
-        relative = alignment.relative
-        moved = settle_flying_pixels(relative, *line, measured)
-        before = depth.ravel()[moved]
-        after = depth_from_inverse(relative.ravel()[moved], *line, self.min_range, self.max_range)
+        moved, far_off = settle_flying_pixels(alignment.relative, *line, measured)
+        before, values = depth.ravel()[moved], alignment.relative.ravel()[moved]
+        after = depth_from_inverse(values, *line, self.min_range, self.max_range)
         low, high = scale.relative_range
         if np.isfinite(low):
-            values = relative.ravel()[moved]
-            after[(values < low) | (values > high)] = np.nan
+            far_off |= (values < low) | (values > high)
+        after[far_off] = np.nan
         depth.ravel()[moved] = after
-        # It may belong to the other side, or to neither.
         with np.errstate(invalid='ignore'):
             spread = np.hypot(sigma.ravel()[moved], after - before)
         sigma.ravel()[moved] = np.where(np.isinf(after), after, spread)

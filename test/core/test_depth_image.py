@@ -252,7 +252,7 @@ def test_a_flat_image_has_one_colour(value):
 def settled(inverse, measured=None):
     """Inverse metric depth after `settle_flying_pixels`, and where it was changed."""
     relative = inverse.astype(np.float32)
-    index = settle_flying_pixels(relative, 1.0, 0.0, measured)
+    index, _ = settle_flying_pixels(relative, 1.0, 0.0, measured)
     moved = np.zeros(relative.size, np.bool_)
     moved[index] = True
     return relative, moved.reshape(relative.shape)
@@ -343,6 +343,23 @@ def test_nothing_hangs_before_the_sky():
     assert ((depth > 3) & (depth < 50)).sum() < 0.05 * (
         (1 / blurred > 3) & (1 / blurred < 50)
     ).sum()
+
+
+def test_what_would_move_far_is_told():
+    blurred = blurred_step(near=1.0, far=0.25).astype(np.float32)
+    result = blurred.copy()
+    index, far_off = settle_flying_pixels(result, 1.0, 0.0)
+    ratio = result.ravel()[index] / blurred.ravel()[index]
+    np.testing.assert_array_equal(far_off, (ratio > 1.25) | (ratio < 0.8))
+    assert 0 < far_off.mean() < 1
+    # Scale and shift count: the same step, seen by another network.
+    other = (blurred - np.float32(0.1)) / np.float32(7)
+    same_index, same = settle_flying_pixels(other, 7.0, 0.1)
+    assert len(np.setxor1d(same_index, index)) < 0.01 * len(index)
+    assert abs(same.mean() - far_off.mean()) < 0.01
+    # Beyond infinity nothing is farther.
+    sky = blurred_step(near=-0.01, far=-0.5)
+    assert not settle_flying_pixels(sky, 1.0, 0.0)[1].any()
 
 
 def test_small_images_are_no_error():

@@ -136,7 +136,7 @@ def test_nav2_clears_along_every_known_ray(messages: dict[str, Any]) -> None:
     assert len(ends) == message.width > 1000
     assert (np.abs(ends[:, 2]) < 0.1).sum() > 200  # on the road, where obstacles have no points
     obstacles = buffered(messages[outputs.OBSTACLES], VOXEL['depth_obstacles'])
-    assert (np.abs(obstacles[:, 2]) < 0.1).mean() < 0.01
+    assert (np.abs(obstacles[:, 2]) < 0.1).mean() < 0.02
     assert (ends[:, 2] > VOXEL['depth_obstacles']['max_obstacle_height']).any()  # in the sky
 
 
