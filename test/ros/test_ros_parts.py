@@ -373,8 +373,9 @@ def test_what_nobody_wants_is_not_computed(
 
     configured(depth_node, model)
     made = []
-    for name in ('_points', '_clearing', 'fit_ground', 'colorize', 'array_to_image', 'info_for'):
+    for name in ('_sparse', '_clearing', 'fit_ground', 'colorize', 'array_to_image', 'info_for'):
         monkeypatch.setattr(outputs, name, lambda *_, name=name: made.append(name))
+    monkeypatch.setattr(outputs.Outputs, '_organised', lambda *_: made.append('points'))
     status = tester.listen(DepthStatus, 'depth/status')
     until(depth_node._outputs.wanted, 'the subscriber')
     play(depth_node, 1)
